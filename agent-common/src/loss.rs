@@ -1,0 +1,55 @@
+//! The ways of losing something in the kernel, each with its own per-CPU counter.
+
+/// Why the kernel programs lost an observation or a part of it. The discriminant is the index of its counter.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// A connection was not counted: the map of flows was full and the ring buffer too.
+    FlowsAndRingFull = 0,
+    /// A connection was not counted: the tracepoint's record or the socket could not be read.
+    SocketUnreadable = 1,
+    /// A connection was not counted: no generation of the map of flows was active.
+    NoActiveMap = 2,
+    /// A connecting process was not remembered: its flow may lack pid, name and cgroup.
+    ConnectOwnersFull = 3,
+    /// A listening process was not remembered: its flows may lack pid and name.
+    ListenersFull = 4,
+}
+
+/// The number of counters.
+pub const LOSSES: u32 = 5;
+
+impl Loss {
+    /// All reasons, in the order of their counters.
+    pub const ALL: [Self; LOSSES as usize] = [
+        Self::FlowsAndRingFull,
+        Self::SocketUnreadable,
+        Self::NoActiveMap,
+        Self::ConnectOwnersFull,
+        Self::ListenersFull,
+    ];
+
+    /// The reason's name in batches, logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FlowsAndRingFull => "flows_and_ring_full",
+            Self::SocketUnreadable => "socket_unreadable",
+            Self::NoActiveMap => "no_active_map",
+            Self::ConnectOwnersFull => "connect_owners_full",
+            Self::ListenersFull => "listeners_full",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_s_index_is_its_place_in_the_list() {
+        for (index, loss) in Loss::ALL.into_iter().enumerate() {
+            assert_eq!(loss as usize, index);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Where the running kernel keeps the socket fields that no tracepoint reports.
+//!
+//! The agent reads the offsets from the kernel's BTF and sets them as read-only globals before it loads the programs, so
+//! the verifier sees constants. None is guessed: 0 means "not known", which no used field can have but the first.
+
+/// One field: the global's name in the object, and the path to the field in the kernel's types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Name of the `u32` global that takes the offset.
+    pub global: &'static str,
+    /// The type that the path starts from.
+    pub root: &'static str,
+    /// Member names; unnamed structs and unions on the way are stepped through.
+    pub path: &'static [&'static str],
+}
+
+const fn field(global: &'static str, root: &'static str, path: &'static [&'static str]) -> Field {
+    Field { global, root, path }
+}
+
+/// What the BTF tracepoint program reads of every socket, in bytes from `struct sock`.
+pub const SOCKET: [Field; 8] = [
+    field("SK_FAMILY", "sock", &["__sk_common", "skc_family"]),
+    field("SK_LOCAL_V4", "sock", &["__sk_common", "skc_rcv_saddr"]),
+    field("SK_REMOTE_V4", "sock", &["__sk_common", "skc_daddr"]),
+    field("SK_LOCAL_V6", "sock", &["__sk_common", "skc_v6_rcv_saddr"]),
+    field("SK_REMOTE_V6", "sock", &["__sk_common", "skc_v6_daddr"]),
+    field("SK_LOCAL_PORT", "sock", &["__sk_common", "skc_num"]),
+    field("SK_REMOTE_PORT", "sock", &["__sk_common", "skc_dport"]),
+    field("SK_PROTOCOL", "sock", &["sk_protocol"]),
+];
+
+/// The way from a socket to its network namespace's inode number.
+pub const NETNS: [Field; 2] = [
+    field("SK_NET", "sock", &["__sk_common", "skc_net", "net"]),
+    field("NET_INUM", "net", &["ns", "inum"]),
+];
+
+/// The way from a socket to its cgroup's id. Since 5.15 `sock_cgroup_data` holds a typed pointer.
+pub const CGROUP: [Field; 3] = [
+    field("SK_CGROUP", "sock", &["sk_cgrp_data", "cgroup"]),
+    field("CGROUP_KN", "cgroup", &["kn"]),
+    field("KN_ID", "kernfs_node", &["id"]),
+];
+
+/// The same first step before 5.15: an integer that is a pointer if its lowest bit is clear, its second bit a flag.
+pub const CGROUP_TAGGED: Field = field("SK_CGROUP_TAGGED", "sock", &["sk_cgrp_data", "val"]);

@@ -1,0 +1,138 @@
+//! What lies in the maps.
+
+/// An IPv6 address in network byte order; an IPv4 address is `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), whether an IPv4 or a
+/// dual-stack socket spoke it.
+pub type Address = [u8; 16];
+
+/// The first twelve bytes of an IPv4-mapped address.
+pub const V4_MAPPED_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/// The IPv4-mapped form of an IPv4 address given in network byte order.
+#[inline(always)]
+#[must_use]
+pub const fn v4_mapped(address: [u8; 4]) -> Address {
+    let p = V4_MAPPED_PREFIX;
+    let a = address;
+    [
+        p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], a[0], a[1], a[2],
+        a[3],
+    ]
+}
+
+/// Length of a thread's name with its final zero byte (`TASK_COMM_LEN`).
+pub const COMM_LEN: usize = 16;
+
+/// What happened to a connection, and so at which end it was observed.
+pub mod kind {
+    /// A connect succeeded: observed at the client.
+    pub const CONNECTED: u8 = 0;
+    /// A connect was refused, timed out or was given up: observed at the client.
+    pub const CONNECT_FAILED: u8 = 1;
+    /// A connection was accepted by the kernel for a listener: observed at the server.
+    pub const ACCEPTED: u8 = 2;
+}
+
+/// The key of a flow: everything about a connection that matters to a policy. The client's ephemeral port is no part of
+/// it, so ten thousand equal connections are one entry.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// The address of the socket's own end.
+    pub local: Address,
+    /// The address of the other end.
+    pub remote: Address,
+    /// Id of the cgroup (v2 hierarchy) that owns the socket's end; 0 if the kernel could not tell.
+    pub cgroup: u64,
+    /// Inode number of the socket's network namespace; 0 if the kernel could not tell.
+    pub netns: u32,
+    /// The server's port, in host byte order.
+    pub port: u16,
+    /// The IP protocol number.
+    pub protocol: u8,
+    /// One of [`kind`].
+    pub kind: u8,
+}
+
+/// What is counted under a [`FlowKey`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowValue {
+    /// How many connections.
+    pub count: u64,
+    /// `CLOCK_MONOTONIC` in nanoseconds when the entry was made.
+    pub first_ns: u64,
+    /// The same for the latest connection.
+    pub last_ns: u64,
+    /// Process id (thread group, initial pid namespace) of the socket's owner; 0 if not known.
+    pub pid: u32,
+    /// Zero.
+    pub padding: u32,
+    /// The owner's name, padded with zero bytes; empty if not known.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// A flow that found no room in the map, sent through the ring buffer instead.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowEvent {
+    /// Its key.
+    pub key: FlowKey,
+    /// Its value, with a count of 1.
+    pub value: FlowValue,
+}
+
+/// Who called `connect` or `listen`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Id of the process's cgroup in the v2 hierarchy.
+    pub cgroup: u64,
+    /// The socket's address in the kernel: tells listeners apart that follow each other on one port.
+    pub socket: u64,
+    /// Process id (thread group, initial pid namespace).
+    pub pid: u32,
+    /// Zero.
+    pub padding: u32,
+    /// The thread's name, padded with zero bytes.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// Where a listener listens.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerKey {
+    /// Its address; all zero bytes for a wildcard of either family.
+    pub address: Address,
+    /// Inode number of its network namespace; 0 if the kernel could not tell.
+    pub netns: u32,
+    /// Its port, in host byte order.
+    pub port: u16,
+    /// Zero.
+    pub padding: u16,
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
+const _: () = assert!(size_of::<FlowValue>() == 48 && align_of::<FlowValue>() == 8);
+const _: () = assert!(size_of::<FlowEvent>() == 96 && align_of::<FlowEvent>() == 8);
+const _: () = assert!(size_of::<Owner>() == 40 && align_of::<Owner>() == 8);
+const _: () = assert!(size_of::<ListenerKey>() == 24 && align_of::<ListenerKey>() == 4);
+
+#[cfg(feature = "user")]
+mod pod {
+    #![expect(
+        unsafe_code,
+        reason = "aya::Pod is an unsafe marker: the types hold integers and bytes only, without hidden padding"
+    )]
+    use super::{FlowEvent, FlowKey, FlowValue, ListenerKey, Owner};
+
+    // SAFETY: repr(C), any bit pattern is valid, and the sizes asserted above leave no hidden padding.
+    unsafe impl aya::Pod for FlowKey {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for FlowValue {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for FlowEvent {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for Owner {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for ListenerKey {}
+}

@@ -1,0 +1,117 @@
+//! The maps, and how the programs write to them.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use agent_common::{
+    loss::{LOSSES as LOSS_COUNT, Loss},
+    types::{FlowEvent, FlowKey, FlowValue, ListenerKey, Owner},
+};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    btf_maps::{ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+
+/// Default capacity of each generation; the agent sets another with `--map-entries`.
+const FLOW_ENTRIES: usize = 65_536;
+
+type FlowMap = HashMap<FlowKey, FlowValue, FLOW_ENTRIES>;
+
+/// Flow → counts, first generation. Written by the programs while it is the active one, read and emptied by the agent
+/// while it is not. Preallocated, because the programs also run in softirqs. When full, the flow goes to [`OVERFLOW`].
+#[btf_map]
+static FLOWS_A: FlowMap = FlowMap::new();
+
+/// The second generation of [`FLOWS_A`].
+#[btf_map]
+static FLOWS_B: FlowMap = FlowMap::new();
+
+/// 0 → the active generation. The agent swaps it; the kernel lets such an update return only after every program that
+/// may still hold the old map has ended (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`, since 4.20), so the agent
+/// then owns the old generation alone.
+#[btf_map]
+static ACTIVE_FLOWS: ArrayOfMaps<FlowMap, 1> = ArrayOfMaps::new();
+
+/// Flows that found no room in the active map. Written by the programs, read by the agent at each drain; 1 MiB holds
+/// about ten thousand. When full, [`Loss::FlowsAndRingFull`] is counted.
+#[btf_map]
+static OVERFLOW: RingBuf<FlowEvent, { 1 << 20 }> = RingBuf::new();
+
+/// Socket → the process that called `connect`, from the call until it succeeds or fails. Only the programs use it; the
+/// size bounds the connects that are under way at once. When full, [`Loss::ConnectOwnersFull`] is counted and the flow
+/// takes the cgroup of the socket itself.
+#[btf_map]
+pub(crate) static CONNECT_OWNERS: HashMap<u64, Owner, 65_536> = HashMap::new();
+
+/// Listening address → the process that called `listen`. Only the programs use it. When full,
+/// [`Loss::ListenersFull`] is counted and accepted flows lack pid and name.
+#[btf_map]
+pub(crate) static LISTENERS: HashMap<ListenerKey, Owner, 16_384> = HashMap::new();
+
+/// [`Loss`] → how often, per CPU. Written by the programs, read by the agent at each drain.
+#[btf_map]
+static LOSSES: PerCpuArray<u64, { LOSS_COUNT as usize }> = PerCpuArray::new();
+
+/// Adds one connection to the active generation.
+///
+/// `owner` is asked only when the flow is new: an entry keeps the owner that it was made with.
+#[inline(always)]
+pub(crate) fn count_flow(key: &FlowKey, now_ns: u64, owner: impl FnOnce() -> Option<Owner>) {
+    let Some(flows) = ACTIVE_FLOWS.get(0) else {
+        count_loss(Loss::NoActiveMap);
+        return;
+    };
+    if add_to_entry(flows, key, now_ns) {
+        return;
+    }
+    let (pid, comm) = match owner() {
+        Some(owner) => (owner.pid, owner.comm),
+        None => (0, [0; 16]),
+    };
+    let value = FlowValue {
+        count: 1,
+        first_ns: now_ns,
+        last_ns: now_ns,
+        pid,
+        padding: 0,
+        comm,
+    };
+    if flows.insert(key, &value, u64::from(BPF_NOEXIST)).is_ok() {
+        return;
+    }
+    // Either another CPU has made the entry in the meantime, or the map is full.
+    if add_to_entry(flows, key, now_ns) {
+        return;
+    }
+    let event = FlowEvent { key: *key, value };
+    if OVERFLOW.output(&event, 0).is_err() {
+        count_loss(Loss::FlowsAndRingFull);
+    }
+}
+
+#[inline(always)]
+fn add_to_entry(flows: &FlowMap, key: &FlowKey, now_ns: u64) -> bool {
+    let Some(value) = flows.get_ptr_mut(key) else {
+        return false;
+    };
+    // SAFETY: the entry stays in place while this program runs: only the agent deletes from a generation, and only after
+    // the kernel has waited for all programs that may use it. `count` is 8-aligned in a map value.
+    unsafe {
+        atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*value).count, 1);
+    }
+    // SAFETY: as above. CPUs race for the later of two times that are microseconds apart; the agent puts them in order.
+    unsafe { (&raw mut (*value).last_ns).write_volatile(now_ns) };
+    true
+}
+
+/// Counts a loss.
+#[inline(always)]
+pub(crate) fn count_loss(loss: Loss) {
+    if let Some(counter) = LOSSES.get_ptr_mut(loss as u32) {
+        // SAFETY: the pointer was just checked. The value is this CPU's own, but a softirq may run another program between
+        // reading and writing it.
+        unsafe {
+            atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1);
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Reading a socket: through the BTF tracepoint's typed pointer, or from the classic tracepoint's record.
+
+use agent_common::types::{Address, v4_mapped};
+use aya_ebpf::{
+    Global,
+    helpers::bpf_probe_read_kernel,
+    programs::{BtfTracePointContext, TracePointContext},
+};
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+/// Offsets from the running kernel's BTF, see `agent_common::offset`; 0 means "not known".
+macro_rules! offsets {
+    ($($name:ident),* $(,)?) => {
+        $(
+            #[unsafe(no_mangle)]
+            static $name: Global<u32> = Global::new(0);
+        )*
+    };
+}
+
+offsets!(
+    SK_FAMILY,
+    SK_LOCAL_V4,
+    SK_REMOTE_V4,
+    SK_LOCAL_V6,
+    SK_REMOTE_V6,
+    SK_LOCAL_PORT,
+    SK_REMOTE_PORT,
+    SK_PROTOCOL,
+    SK_NET,
+    NET_INUM,
+    SK_CGROUP,
+    SK_CGROUP_TAGGED,
+    CGROUP_KN,
+    KN_ID,
+);
+
+/// The two ends of a socket. Ports are in host byte order.
+pub(crate) struct Ends {
+    pub(crate) local: Address,
+    pub(crate) remote: Address,
+    pub(crate) local_port: u16,
+    pub(crate) remote_port: u16,
+}
+
+/// A socket that changes its state.
+pub(crate) trait Socket {
+    /// Its address in the kernel.
+    fn id(&self) -> u64;
+    /// Its IP protocol number.
+    fn protocol(&self) -> Option<u16>;
+    /// Its ends; `None` if they cannot be read or are no IP addresses.
+    fn ends(&self) -> Option<Ends>;
+    /// Inode number of its network namespace; 0 if not known.
+    fn netns(&self) -> u32;
+    /// Id of the cgroup that it was made in; 0 if not known. An accepted socket has its listener's
+    /// (`cgroup_sk_clone`).
+    fn cgroup(&self) -> u64;
+}
+
+/// The `struct sock *` that the BTF tracepoint gives. The verifier knows its type and lets the program read fields
+/// directly, at offsets that it must see as constants.
+pub(crate) struct TypedSocket(*const u8);
+
+impl TypedSocket {
+    pub(crate) fn new(ctx: &BtfTracePointContext) -> Self {
+        Self(ctx.arg(0))
+    }
+
+    #[inline(always)]
+    fn read<T: Copy>(&self, offset: &Global<u32>) -> T {
+        // SAFETY: the verifier checks that the kernel's type has a field of this size at this offset, and makes a read
+        // through a stale pointer yield zero instead of a fault.
+        unsafe { read_typed(self.0, offset) }
+    }
+}
+
+#[inline(always)]
+unsafe fn read_typed<T: Copy>(base: *const u8, offset: &Global<u32>) -> T {
+    // SAFETY: the caller's. Volatile, so that no two reads are merged into one that no field matches.
+    unsafe { base.add(offset.load() as usize).cast::<T>().read_volatile() }
+}
+
+impl Socket for TypedSocket {
+    #[inline(always)]
+    fn id(&self) -> u64 {
+        self.0 as u64
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> Option<u16> {
+        Some(self.read(&SK_PROTOCOL))
+    }
+
+    #[inline(always)]
+    fn ends(&self) -> Option<Ends> {
+        let (local, remote) = match self.read::<u16>(&SK_FAMILY) {
+            AF_INET => (
+                v4_mapped(self.read::<u32>(&SK_LOCAL_V4).to_ne_bytes()),
+                v4_mapped(self.read::<u32>(&SK_REMOTE_V4).to_ne_bytes()),
+            ),
+            AF_INET6 => (self.read_v6(&SK_LOCAL_V6), self.read_v6(&SK_REMOTE_V6)),
+            _ => return None,
+        };
+        Some(Ends {
+            local,
+            remote,
+            local_port: self.read(&SK_LOCAL_PORT),
+            remote_port: u16::from_be(self.read(&SK_REMOTE_PORT)),
+        })
+    }
+
+    #[inline(always)]
+    fn netns(&self) -> u32 {
+        let net: *const u8 = self.read(&SK_NET);
+        // SAFETY: as in `read`: the verifier knows `net` as a `struct net *`.
+        unsafe { read_typed(net, &NET_INUM) }
+    }
+
+    #[inline(always)]
+    fn cgroup(&self) -> u64 {
+        let cgroup: *const u8 = self.read(&SK_CGROUP);
+        // SAFETY: as in `read`: the verifier follows the types from the socket on.
+        unsafe {
+            let node: *const u8 = read_typed(cgroup, &CGROUP_KN);
+            read_typed(node, &KN_ID)
+        }
+    }
+}
+
+impl TypedSocket {
+    #[inline(always)]
+    fn read_v6(&self, offset: &Global<u32>) -> Address {
+        // SAFETY: as in `read`; in two halves, because 8 bytes are the most that one instruction reads.
+        let halves: [u64; 2] = unsafe {
+            let base = self.0.add(offset.load() as usize).cast::<u64>();
+            [base.read_volatile(), base.add(1).read_volatile()]
+        };
+        from_halves(halves)
+    }
+}
+
+#[inline(always)]
+fn from_halves(halves: [u64; 2]) -> Address {
+    let (a, b) = (halves[0].to_ne_bytes(), halves[1].to_ne_bytes());
+    [
+        a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], b[0], b[1], b[2], b[3], b[4], b[5], b[6],
+        b[7],
+    ]
+}
+
+/// The record of the classic tracepoint `sock:inet_sock_set_state` (`include/trace/events/sock.h`). Its layout is part of
+/// the kernel's interface and has not changed since protocol became 16 bits wide in 5.6; the agent compares it with the
+/// `format` file before it attaches.
+pub(crate) struct RecordedSocket<'a> {
+    ctx: &'a TracePointContext,
+    sock: u64,
+}
+
+/// Byte offsets in that record.
+mod record {
+    pub(super) const SKADDR: usize = 8;
+    pub(super) const OLD_STATE: usize = 16;
+    pub(super) const NEW_STATE: usize = 20;
+    pub(super) const SPORT: usize = 24;
+    pub(super) const DPORT: usize = 26;
+    pub(super) const FAMILY: usize = 28;
+    pub(super) const PROTOCOL: usize = 30;
+    pub(super) const SADDR_V6: usize = 40;
+    pub(super) const DADDR_V6: usize = 56;
+}
+
+impl<'a> RecordedSocket<'a> {
+    pub(crate) fn new(ctx: &'a TracePointContext) -> Self {
+        let mut this = Self { ctx, sock: 0 };
+        this.sock = this.read(record::SKADDR);
+        this
+    }
+
+    /// The states before and after.
+    #[inline(always)]
+    pub(crate) fn states(ctx: &TracePointContext) -> (i32, i32) {
+        let this = RecordedSocket { ctx, sock: 0 };
+        (this.read(record::OLD_STATE), this.read(record::NEW_STATE))
+    }
+
+    #[inline(always)]
+    fn read<T: Copy>(&self, offset: usize) -> T {
+        use aya_ebpf::EbpfContext as _;
+        // SAFETY: the record is the program's context; the verifier checks the access against the tracepoint's size.
+        unsafe {
+            self.ctx
+                .as_ptr()
+                .cast::<u8>()
+                .add(offset)
+                .cast::<T>()
+                .read_volatile()
+        }
+    }
+
+    #[inline(always)]
+    fn read_v6(&self, offset: usize) -> Address {
+        from_halves([self.read(offset), self.read(offset + 8)])
+    }
+}
+
+impl Socket for RecordedSocket<'_> {
+    #[inline(always)]
+    fn id(&self) -> u64 {
+        self.sock
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> Option<u16> {
+        Some(self.read(record::PROTOCOL))
+    }
+
+    #[inline(always)]
+    fn ends(&self) -> Option<Ends> {
+        // The record has the IPv6 form of both families: an IPv4 address comes mapped.
+        match self.read::<u16>(record::FAMILY) {
+            AF_INET | AF_INET6 => Some(Ends {
+                local: self.read_v6(record::SADDR_V6),
+                remote: self.read_v6(record::DADDR_V6),
+                local_port: self.read(record::SPORT),
+                remote_port: self.read(record::DPORT),
+            }),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn netns(&self) -> u32 {
+        if SK_NET.load() == 0 || NET_INUM.load() == 0 {
+            return 0;
+        }
+        follow::<u64>(self.sock, &SK_NET)
+            .and_then(|net| follow(net, &NET_INUM))
+            .unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn cgroup(&self) -> u64 {
+        let cgroup = if SK_CGROUP.load() != 0 {
+            follow::<u64>(self.sock, &SK_CGROUP)
+        } else if SK_CGROUP_TAGGED.load() != 0 {
+            // Bit 0 set: the union holds net_cls data and no pointer. Bit 1: `no_refcnt`.
+            follow::<u64>(self.sock, &SK_CGROUP_TAGGED)
+                .filter(|value| value & 1 == 0)
+                .map(|value| value & !3)
+        } else {
+            None
+        };
+        cgroup
+            .and_then(|cgroup| follow::<u64>(cgroup, &CGROUP_KN))
+            .and_then(|node| follow(node, &KN_ID))
+            .unwrap_or(0)
+    }
+}
+
+/// Reads the field at `offset` of the kernel object at `base`.
+#[inline(always)]
+fn follow<T>(base: u64, offset: &Global<u32>) -> Option<T> {
+    let address = base.wrapping_add(u64::from(offset.load()));
+    // SAFETY: the helper checks the address and fails on a bad one.
+    unsafe { bpf_probe_read_kernel(address as *const T) }.ok()
+}
