@@ -1,0 +1,19 @@
+//! What MicroShield's agent and generator both speak.
+//!
+//! * [`record`]: one observed flow, as JSON a superset of what MicroShield's `linker.py` writes;
+//! * [`endpoint`]: the named ends of a flow;
+//! * [`observations`]: records added up by what makes them the same observation;
+//! * [`wire`]: the messages between agent and generator, and their bounded codec;
+//! * [`locate`]: on which line of a YAML or JSON text a field stands;
+//! * [`topology`]: the cluster's objects and the index that answers (address, time) → endpoint.
+//!
+//! Nothing here does I/O on the network, reads a clock or starts a task.
+#![forbid(unsafe_code)]
+
+pub mod endpoint;
+pub mod locate;
+pub mod observations;
+pub mod record;
+pub mod time;
+pub mod topology;
+pub mod wire;

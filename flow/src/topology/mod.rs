@@ -1,0 +1,29 @@
+//! The cluster's objects, and the index that answers (address, time) → endpoint.
+//!
+//! [`Objects`] come from a [`file`], from a report of Weave [`scope`] or, one [`Change`] at a time, from the Kubernetes API.
+//! The [`Index`] takes them with the time at which they were learnt; nothing here reads a clock.
+
+pub mod file;
+pub mod scope;
+
+mod convert;
+mod history;
+mod index;
+mod objects;
+mod pod;
+mod ranges;
+mod resolve;
+mod selection;
+mod service;
+mod slices;
+mod update;
+mod workload;
+
+pub use convert::FieldError;
+pub use history::GRACE;
+pub use index::{Counts, Index, RETENTION};
+pub use objects::{
+    Change, ContainerPort, EndpointSlice, Namespace, Node, Object, ObjectKey, Objects, Phase, Pod,
+    Service, ServicePort, SlicePort, TargetPort,
+};
+pub use resolve::Server;

@@ -1,0 +1,231 @@
+//! The messages between agent and generator, and their codec.
+//!
+//! The agent opens a WebSocket to `/agents` with the subprotocol [`SUBPROTOCOL`] and says [`AgentMessage::Hello`]; the
+//! generator answers [`GeneratorMessage::Welcome`] with the last sequence number that it has stored for that instance.
+//! Then the agent sends batches, numbered without gaps, and the generator acknowledges each after it is stored.
+//! A batch that was not acknowledged is sent again after a reconnect; the generator recognises it by (instance,
+//! sequence) and acknowledges it without counting it twice.
+//!
+//! A message is an object with one key, its name: `{"ack": {"sequence": 7}}`. Binary frames are MessagePack with named fields and the same values as in JSON (addresses are text, for one), text frames JSON; a peer answers in the form in which it was spoken
+//! to. Unknown fields are ignored.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{record::FlowRecord, time::Timestamp};
+
+/// The WebSocket subprotocol: its name carries the protocol's major version.
+pub const SUBPROTOCOL: &str = "microshield.v1";
+
+/// The path of the generator's endpoint for agents.
+pub const AGENTS_PATH: &str = "/agents";
+
+/// The largest message that either side accepts, in bytes. A batch of [`MAX_BATCH_FLOWS`] ordinary flows is a third of
+/// it.
+pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// The most flows that an agent puts into one batch.
+pub const MAX_BATCH_FLOWS: usize = 1_000;
+
+/// How deep values may be nested in each other: as deep as `serde_json` lets them be. Eight times as deep, which is what
+/// `rmp_serde` would take, overflows the stack of a thread of 2 MiB.
+const MAX_DEPTH: usize = 128;
+
+/// What an agent says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentMessage {
+    /// The first message of a connection.
+    Hello(Hello),
+    /// Flows of one window.
+    Batch(Batch),
+}
+
+/// Who the agent is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Drawn at random when the agent's process starts, and again when it meets a ledger that does not have what was
+    /// acknowledged: sequence numbers count within it.
+    pub instance: String,
+    /// The node's name.
+    pub node: String,
+    /// The agent's version.
+    pub version: String,
+}
+
+/// Flows of one window, and what was lost in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Counts without gaps within an agent's instance; an instance that the generator does not know may begin with any
+    /// number.
+    pub sequence: u64,
+    /// The span of time in which the flows were seen.
+    pub window: Window,
+    /// The flows.
+    pub flows: Vec<FlowRecord>,
+    /// Observations lost in the window, by reason; empty when nothing was.
+    #[serde(default)]
+    pub losses: BTreeMap<String, u64>,
+}
+
+/// A span of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Its start.
+    pub from: Timestamp,
+    /// Its end.
+    pub to: Timestamp,
+}
+
+/// What the generator says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GeneratorMessage {
+    /// The answer to [`AgentMessage::Hello`].
+    Welcome {
+        /// The last sequence number stored for this instance; 0 if none.
+        last_sequence: u64,
+    },
+    /// The batch with this number is stored, and all before it.
+    Ack {
+        /// The batch's number.
+        sequence: u64,
+    },
+    /// The generator closes the connection for this reason.
+    Refuse {
+        /// For people.
+        reason: String,
+        /// Whether the last message itself is at fault, so that it would be refused again.
+        #[serde(default)]
+        malformed: bool,
+    },
+}
+
+/// How messages are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// MessagePack in binary frames.
+    MessagePack,
+    /// JSON in text frames.
+    Json,
+}
+
+/// Why a message could not be encoded or decoded.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// Longer than [`MAX_MESSAGE_BYTES`].
+    #[error("message of {0} bytes exceeds the limit of {MAX_MESSAGE_BYTES}")]
+    TooLong(usize),
+    /// Not MessagePack, or not one of the messages.
+    #[error("malformed MessagePack: {0}")]
+    MessagePack(#[from] rmp_serde::decode::Error),
+    /// Not JSON, or not one of the messages.
+    #[error("malformed JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The message cannot be expressed in MessagePack.
+    #[error("cannot encode: {0}")]
+    Encode(#[from] rmp_serde::encode::Error),
+}
+
+/// Encodes a message.
+///
+/// # Errors
+/// [`WireError::TooLong`] if no peer would accept it.
+pub fn encode<M: Serialize>(message: &M, encoding: Encoding) -> Result<Vec<u8>, WireError> {
+    let bytes = match encoding {
+        Encoding::MessagePack => {
+            let mut bytes = Vec::new();
+            message.serialize(
+                &mut rmp_serde::Serializer::new(&mut bytes)
+                    .with_struct_map()
+                    .with_human_readable(),
+            )?;
+            bytes
+        }
+        Encoding::Json => serde_json::to_vec(message)?,
+    };
+    within_limit(&bytes)?;
+    Ok(bytes)
+}
+
+/// Decodes a message.
+///
+/// # Errors
+/// If it is too long or malformed; the reason is fit to be sent to the peer.
+pub fn decode<M: DeserializeOwned>(bytes: &[u8], encoding: Encoding) -> Result<M, WireError> {
+    within_limit(bytes)?;
+    Ok(match encoding {
+        Encoding::MessagePack => {
+            let mut deserializer =
+                rmp_serde::Deserializer::from_read_ref(bytes).with_human_readable();
+            deserializer.set_max_depth(MAX_DEPTH);
+            M::deserialize(&mut deserializer)?
+        }
+        Encoding::Json => serde_json::from_slice(bytes)?,
+    })
+}
+
+fn within_limit(bytes: &[u8]) -> Result<(), WireError> {
+    if bytes.len() > MAX_MESSAGE_BYTES {
+        return Err(WireError::TooLong(bytes.len()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BATCH: &str = r#"{"batch": {"sequence": 7, "window": {"from": 1.5, "to": 2.5}, "losses": {"ring_full": 3},
+        "flows": [{"timestamp": 2.25, "hostname": "node-1", "protocol": "UDP", "direction": "egress", "count": 12,
+                   "tuple": {"src_addr": "10.0.0.1", "src_port": 0, "dst_addr": "fd00::1", "dst_port": 53},
+                   "src": {"pod": {"id": "u", "namespace": "n", "name": "p", "addresses": ["10.0.0.1"]}, "service": {}},
+                   "dst": {"pod": {}, "service": {}}, "via": "[fd00::1]:53"}]}}"#;
+
+    #[test]
+    fn a_batch_survives_both_encodings() {
+        let message: AgentMessage = decode(BATCH.as_bytes(), Encoding::Json).unwrap();
+        for encoding in [Encoding::MessagePack, Encoding::Json] {
+            let bytes = encode(&message, encoding).unwrap();
+            assert_eq!(decode::<AgentMessage>(&bytes, encoding).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored() {
+        let later = BATCH.replace(r#""sequence""#, r#""later": [1, {"x": null}], "sequence""#);
+        assert_eq!(
+            decode::<AgentMessage>(later.as_bytes(), Encoding::Json).unwrap(),
+            decode::<AgentMessage>(BATCH.as_bytes(), Encoding::Json).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_neither_sent_nor_read() {
+        let hello = AgentMessage::Hello(Hello {
+            instance: "x".repeat(MAX_MESSAGE_BYTES),
+            node: String::new(),
+            version: String::new(),
+        });
+        assert!(matches!(
+            encode(&hello, Encoding::Json),
+            Err(WireError::TooLong(_))
+        ));
+        let bytes = vec![b' '; MAX_MESSAGE_BYTES + 1];
+        assert!(matches!(
+            decode::<AgentMessage>(&bytes, Encoding::Json),
+            Err(WireError::TooLong(_))
+        ));
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        let json = "[".repeat(100_000);
+        assert!(decode::<AgentMessage>(json.as_bytes(), Encoding::Json).is_err());
+        let mut packed = b"\x81\xa5batch\x81\xa5later".to_vec();
+        packed.resize(100_000, 0x91);
+        let error = decode::<AgentMessage>(&packed, Encoding::MessagePack).unwrap_err();
+        assert!(error.to_string().contains("depth limit"), "{error}");
+    }
+}
