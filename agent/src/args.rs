@@ -1,0 +1,160 @@
+//! The command line.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use clap::Parser;
+
+use crate::{capture::Hooks, uplink::GeneratorUrl};
+
+/// Watches which pods of this node talk to which, and reports it.
+///
+/// Needs CAP_BPF and CAP_PERFMON (or root), and a Linux kernel from 5.10 on.
+#[derive(Debug, Parser)]
+#[command(name = "microshield-agent", version)]
+pub struct Args {
+    /// Where flow records go.
+    #[command(flatten)]
+    pub output: Output,
+
+    /// The name of this node in the cluster [default: the host's name].
+    #[arg(long, env = "MICROSHIELD_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<NodeName>,
+
+    /// Where the cluster's objects come from: file=PATH, a list as `kubectl get
+    /// namespaces,pods,services,endpointslices,nodes -A -o yaml` prints it (YAML or JSON), read again when it changes.
+    #[arg(long, env = "MICROSHIELD_TOPOLOGY", value_name = "SRC")]
+    pub topology: TopologySource,
+
+    /// The folder of the cgroup v2 hierarchy whose processes are this node's [default: where cgroup2 is mounted].
+    #[arg(long, env = "MICROSHIELD_CGROUP_ROOT", value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+
+    /// Form of the kernel hooks [default: btf where the kernel has it].
+    #[arg(long, env = "MICROSHIELD_HOOKS", value_enum)]
+    pub hooks: Option<Hooks>,
+
+    /// Distinct flows that the kernel holds between two drains; what exceeds it goes through a ring buffer.
+    #[arg(long, env = "MICROSHIELD_MAP_ENTRIES", value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    pub map_entries: u32,
+
+    /// Size of that ring buffer in bytes; a power of two of at least 4096.
+    #[arg(long, env = "MICROSHIELD_RING_BYTES", value_name = "BYTES", default_value = "1048576", value_parser = ring_bytes)]
+    pub ring_bytes: u32,
+
+    /// What to log: error, warn, info, debug or trace, also by module.
+    #[arg(
+        long,
+        env = "MICROSHIELD_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub log: String,
+}
+
+/// The name of a node: a DNS subdomain (RFC 1123).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeName(String);
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for NodeName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let within = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let valid = (1..=253).contains(&text.len())
+            && text.split('.').all(|label| {
+                let bytes = label.as_bytes();
+                bytes.first().is_some_and(|&first| within(first))
+                    && bytes.last().is_some_and(|&last| within(last))
+                    && bytes.iter().all(|&byte| within(byte) || byte == b'-')
+            });
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("expected at most 253 lower-case letters, digits, `-` and `.`")
+        }
+    }
+}
+
+/// Where flow records go.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Output {
+    /// Print flow records as JSON lines.
+    #[arg(long, env = "MICROSHIELD_STDOUT")]
+    pub stdout: bool,
+
+    /// Stream them to the generator, e.g. ws://generator:8765/agents.
+    #[arg(long, env = "MICROSHIELD_GENERATOR", value_name = "URL")]
+    pub generator: Option<GeneratorUrl>,
+}
+
+/// Where the cluster's objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TopologySource {
+    /// A file.
+    File(PathBuf),
+}
+
+impl FromStr for TopologySource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("file", _)) => Err("file= needs a path".to_owned()),
+            _ => Err(format!("unknown source `{text}`: expected file=PATH")),
+        }
+    }
+}
+
+fn ring_bytes(text: &str) -> Result<u32, String> {
+    let bytes: u32 = text.parse().map_err(|error| format!("{error}"))?;
+    if !bytes.is_power_of_two() || bytes < 4096 {
+        return Err("must be a power of two of at least 4096".to_owned());
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn node_names() {
+        for good in ["node-1", "ip-10-0-0-1.eu-west-1.compute.internal", "1"] {
+            assert!(good.parse::<NodeName>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "Node",
+            "-a",
+            "a-",
+            "a..b",
+            "a_b",
+            "a/b",
+            &"a".repeat(254),
+        ] {
+            assert!(bad.parse::<NodeName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sources() {
+        assert_eq!("file=/a=b".parse(), Ok(TopologySource::File("/a=b".into())));
+        for bad in ["", "file", "file=", "kubernetes", "http=x"] {
+            assert!(bad.parse::<TopologySource>().is_err(), "{bad}");
+        }
+    }
+}

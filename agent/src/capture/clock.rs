@@ -1,0 +1,55 @@
+//! From the kernel's monotonic clock to the time of day.
+
+use std::time::{Duration, SystemTime};
+
+use flow::time::Timestamp;
+use nix::time::{ClockId, clock_gettime};
+
+/// One reading of both clocks. The kernel programs stamp with `CLOCK_MONOTONIC`, which never jumps; the time of day is
+/// laid over it anew at each drain.
+pub(super) struct Clock {
+    monotonic_ns: u64,
+    now: Timestamp,
+}
+
+impl Clock {
+    pub(super) fn read() -> nix::Result<Self> {
+        let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+        Ok(Self {
+            monotonic_ns: u64::try_from(monotonic.as_nanos()).unwrap_or(u64::MAX),
+            now: Timestamp::from(SystemTime::now()),
+        })
+    }
+
+    /// The time of day of this reading.
+    pub(super) fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// The time of day at `monotonic_ns` nanoseconds of `CLOCK_MONOTONIC`.
+    pub(super) fn at(&self, monotonic_ns: u64) -> Timestamp {
+        // A program may have run after this reading: such a time lies in the future of it by microseconds.
+        if monotonic_ns > self.monotonic_ns {
+            self.now
+                .saturating_add(Duration::from_nanos(monotonic_ns - self.monotonic_ns))
+        } else {
+            self.now
+                .saturating_sub(Duration::from_nanos(self.monotonic_ns - monotonic_ns))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_keeps_its_distance_from_the_reading() {
+        let clock = Clock {
+            monotonic_ns: 5_000,
+            now: Timestamp::from_nanos(1_000_000),
+        };
+        assert_eq!(clock.at(4_000), Timestamp::from_nanos(999_000));
+        assert_eq!(clock.at(5_500), Timestamp::from_nanos(1_000_500));
+    }
+}

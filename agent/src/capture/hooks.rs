@@ -1,0 +1,298 @@
+//! Loading the object and attaching its programs, in the form that the kernel has.
+
+use std::{
+    fmt, fs, io,
+    os::fd::{AsFd as _, AsRawFd as _, RawFd},
+    path::{Path, PathBuf},
+};
+
+use agent_common::name;
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    programs::{BtfTracePoint, ProgramError, ProgramFd, TracePoint},
+};
+
+use super::{
+    Error, Options,
+    object::embedded_object,
+    offsets::{KERNEL_BTF, Offsets},
+};
+
+const CATEGORY: &str = "sock";
+const TRACEPOINT: &str = "inet_sock_set_state";
+
+/// Where tracefs is mounted, in the order in which aya looks.
+const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+/// The form of the tracepoint programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Hooks {
+    /// BTF tracepoints: the kernel's own types, cheapest. Kernel 5.15 or newer with BTF.
+    Btf,
+    /// Classic tracepoints: kernel 5.8 or newer and a mounted tracefs; without BTF an accepted connection's owner is
+    /// known only from its listener's call.
+    Classic,
+}
+
+impl fmt::Display for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Btf => "btf",
+            Self::Classic => "classic",
+        })
+    }
+}
+
+/// Why a program cannot be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// BTF tracepoints were asked for, but this kernel does not describe what they need.
+    #[error(
+        "--hooks btf: {KERNEL_BTF} is missing or does not describe the socket fields that are needed (a kernel from 5.15 on, built with CONFIG_DEBUG_INFO_BTF, does); --hooks classic works without"
+    )]
+    NoTypes,
+    /// The kernel's types cannot be read.
+    #[error("{KERNEL_BTF}")]
+    Types(#[from] aya::BtfError),
+    /// tracefs is needed to find the classic tracepoint.
+    #[error(
+        "no tracepoint {CATEGORY}:{TRACEPOINT} under {} or {}: mount tracefs with `mount -t tracefs tracefs {}`",
+        TRACEFS[0], TRACEFS[1], TRACEFS[0]
+    )]
+    NoTracefs,
+    /// The tracepoint's record has another layout than the program reads.
+    #[error("{}: field `{field}` is not where it is on kernels from 5.6 on", .path.display())]
+    Layout {
+        /// The tracepoint's `format` file.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+    },
+    /// The `format` file cannot be read.
+    #[error("{}", .path.display())]
+    Format {
+        /// The tracepoint's `format` file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refused the program.
+    #[error("the kernel refuses the program {program}")]
+    Program {
+        /// Its name in the object.
+        program: &'static str,
+        /// What the kernel said.
+        source: ProgramError,
+    },
+}
+
+/// Loads the object with this kernel's offsets and the wanted sizes, and loads the one program that will be attached.
+pub(super) fn load(options: &Options) -> Result<(Ebpf, Hooks), Error> {
+    let offsets = Offsets::of_this_kernel();
+    let hooks = match options.hooks {
+        Some(Hooks::Btf) if !offsets.suffice_for_typed_sockets() => {
+            return Err(AttachError::NoTypes.into());
+        }
+        Some(hooks) => hooks,
+        None if offsets.suffice_for_typed_sockets() => Hooks::Btf,
+        None => Hooks::Classic,
+    };
+    if !offsets.names_cgroup() || !offsets.names_netns() {
+        tracing::warn!(
+            cgroup = offsets.names_cgroup(),
+            netns = offsets.names_netns(),
+            "this kernel does not describe all socket fields: the owner of connections to listeners that are older than the agent is found by address only"
+        );
+    }
+
+    let mut loader = EbpfLoader::new();
+    // The object needs no relocation against the kernel's types, and its own maps no kernel types.
+    loader
+        .btf(None)
+        .map_max_entries(name::OVERFLOW, options.ring_bytes);
+    for flows in name::FLOWS {
+        loader.map_max_entries(flows, options.map_entries);
+    }
+    for (global, offset) in offsets.globals() {
+        loader.override_global(global, offset, true);
+    }
+    let log_level = kernel_log_level();
+    loader.override_global(aya_log::LEVEL, &log_level, true);
+    let mut ebpf = loader.load(embedded_object()).map_err(Error::Load)?;
+
+    match hooks {
+        Hooks::Btf => match load_btf(&mut ebpf) {
+            Ok(()) => Ok((ebpf, Hooks::Btf)),
+            Err(error) if options.hooks.is_none() => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "BTF tracepoint refused, taking the classic one");
+                load_classic(&mut ebpf)?;
+                Ok((ebpf, Hooks::Classic))
+            }
+            Err(error) => Err(error.into()),
+        },
+        Hooks::Classic => {
+            load_classic(&mut ebpf)?;
+            Ok((ebpf, Hooks::Classic))
+        }
+    }
+}
+
+/// Attaches the program that [`load`] loaded, and returns its descriptor, which is open as long as `ebpf` lives.
+pub(super) fn attach(ebpf: &mut Ebpf, hooks: Hooks) -> Result<RawFd, Error> {
+    let attached = match hooks {
+        Hooks::Btf => {
+            let program = btf_program(ebpf)?;
+            program.attach().and_then(|_link| descriptor(program.fd()?))
+        }
+        Hooks::Classic => {
+            let program = classic_program(ebpf)?;
+            program
+                .attach(CATEGORY, TRACEPOINT)
+                .and_then(|_link| descriptor(program.fd()?))
+        }
+    };
+    attached.map_err(|source| {
+        AttachError::Program {
+            program: program_name(hooks),
+            source,
+        }
+        .into()
+    })
+}
+
+fn descriptor(program: &ProgramFd) -> Result<RawFd, ProgramError> {
+    Ok(program.as_fd().as_raw_fd())
+}
+
+fn load_btf(ebpf: &mut Ebpf) -> Result<(), AttachError> {
+    let types = Btf::from_sys_fs()?;
+    btf_program(ebpf)?
+        .load(TRACEPOINT, &types)
+        .map_err(|source| AttachError::Program {
+            program: name::STATE_BTF,
+            source,
+        })
+}
+
+fn load_classic(ebpf: &mut Ebpf) -> Result<(), AttachError> {
+    check_format()?;
+    classic_program(ebpf)?
+        .load()
+        .map_err(|source| AttachError::Program {
+            program: name::STATE_CLASSIC,
+            source,
+        })
+}
+
+fn btf_program(ebpf: &mut Ebpf) -> Result<&mut BtfTracePoint, AttachError> {
+    ebpf.program_mut(name::STATE_BTF)
+        .ok_or(ProgramError::NotLoaded)
+        .and_then(TryInto::try_into)
+        .map_err(|source| AttachError::Program {
+            program: name::STATE_BTF,
+            source,
+        })
+}
+
+fn classic_program(ebpf: &mut Ebpf) -> Result<&mut TracePoint, AttachError> {
+    ebpf.program_mut(name::STATE_CLASSIC)
+        .ok_or(ProgramError::NotLoaded)
+        .and_then(TryInto::try_into)
+        .map_err(|source| AttachError::Program {
+            program: name::STATE_CLASSIC,
+            source,
+        })
+}
+
+const fn program_name(hooks: Hooks) -> &'static str {
+    match hooks {
+        Hooks::Btf => name::STATE_BTF,
+        Hooks::Classic => name::STATE_CLASSIC,
+    }
+}
+
+/// Compares the tracepoint's record with the layout that the program was written for.
+fn check_format() -> Result<(), AttachError> {
+    let path = TRACEFS
+        .iter()
+        .map(|root| {
+            Path::new(root)
+                .join("events")
+                .join(CATEGORY)
+                .join(TRACEPOINT)
+                .join("format")
+        })
+        .find(|path| path.exists())
+        .ok_or(AttachError::NoTracefs)?;
+    let format = fs::read_to_string(&path).map_err(|source| AttachError::Format {
+        path: path.clone(),
+        source,
+    })?;
+    match misplaced_field(&format) {
+        Some(field) => Err(AttachError::Layout { path, field }),
+        None => Ok(()),
+    }
+}
+
+/// The first field of the record that is not where the program reads it.
+fn misplaced_field(format: &str) -> Option<&'static str> {
+    const FIELDS: [(&str, &str); 9] = [
+        ("skaddr", "offset:8;\tsize:8;"),
+        ("oldstate", "offset:16;\tsize:4;"),
+        ("newstate", "offset:20;\tsize:4;"),
+        ("sport", "offset:24;\tsize:2;"),
+        ("dport", "offset:26;\tsize:2;"),
+        ("family", "offset:28;\tsize:2;"),
+        ("protocol", "offset:30;\tsize:2;"),
+        ("saddr_v6[16]", "offset:40;\tsize:16;"),
+        ("daddr_v6[16]", "offset:56;\tsize:16;"),
+    ];
+    FIELDS
+        .into_iter()
+        .find(|(field, place)| {
+            !format
+                .lines()
+                .any(|line| line.contains(&format!(" {field};")) && line.contains(place))
+        })
+        .map(|(field, _)| field)
+}
+
+/// The kernel programs log only what somebody would see.
+fn kernel_log_level() -> u8 {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        aya_log::Level::Debug as u8
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Linux 6.18 prints it, cut to the record's own fields.
+    const FORMAT: &str = "\
+\tfield:const void * skaddr;\toffset:8;\tsize:8;\tsigned:0;
+\tfield:int oldstate;\toffset:16;\tsize:4;\tsigned:1;
+\tfield:int newstate;\toffset:20;\tsize:4;\tsigned:1;
+\tfield:__u16 sport;\toffset:24;\tsize:2;\tsigned:0;
+\tfield:__u16 dport;\toffset:26;\tsize:2;\tsigned:0;
+\tfield:__u16 family;\toffset:28;\tsize:2;\tsigned:0;
+\tfield:__u16 protocol;\toffset:30;\tsize:2;\tsigned:0;
+\tfield:__u8 saddr[4];\toffset:32;\tsize:4;\tsigned:0;
+\tfield:__u8 daddr[4];\toffset:36;\tsize:4;\tsigned:0;
+\tfield:__u8 saddr_v6[16];\toffset:40;\tsize:16;\tsigned:0;
+\tfield:__u8 daddr_v6[16];\toffset:56;\tsize:16;\tsigned:0;
+";
+
+    #[test]
+    fn a_moved_field_is_noticed() {
+        assert_eq!(misplaced_field(FORMAT), None);
+        let older = FORMAT.replace(
+            "protocol;\toffset:30;\tsize:2;",
+            "protocol;\toffset:30;\tsize:1;",
+        );
+        assert_eq!(misplaced_field(&older), Some("protocol"));
+    }
+}

@@ -1,0 +1,309 @@
+//! Capture: loads the kernel programs, attaches them, and drains what they counted.
+
+mod batch;
+mod clock;
+mod hooks;
+mod losses;
+mod memory;
+mod object;
+mod offsets;
+
+use std::{
+    collections::HashMap as StdHashMap,
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use agent_common::{
+    name,
+    types::{FlowEvent, FlowKey, FlowValue, kind},
+};
+use aya::{
+    Ebpf,
+    maps::{ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf},
+};
+use flow::{
+    record::{Outcome, Protocol},
+    time::Timestamp,
+    wire::Window,
+};
+
+use self::{clock::Clock, losses::LossCounters};
+pub use self::{
+    hooks::Hooks,
+    losses::Losses,
+    object::{embedded_object, is_built},
+};
+
+/// How to capture.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which form of the hooks to use; `None` takes what the kernel has.
+    pub hooks: Option<Hooks>,
+    /// Capacity of each generation of the map of flows, in entries.
+    pub map_entries: u32,
+    /// Size of the overflow ring, in bytes; a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+}
+
+/// Why capturing is not possible, or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel object does not load.
+    #[error("cannot load the kernel object")]
+    Load(#[source] aya::EbpfError),
+    /// The object and the agent do not belong together.
+    #[error("the kernel object has no {0}")]
+    Missing(&'static str),
+    /// A map could not be opened, read or written.
+    #[error("map {map}")]
+    Map {
+        /// The map's name in the object.
+        map: &'static str,
+        /// What the kernel said.
+        source: aya::maps::MapError,
+    },
+    /// A drain failed half-way; the next one reports what this one got.
+    #[error("cannot drain the map of flows")]
+    Drain(#[source] std::io::Error),
+    /// The hooks cannot be attached.
+    #[error(transparent)]
+    Attach(#[from] hooks::AttachError),
+    /// The clocks cannot be read.
+    #[error("cannot read the clock")]
+    Clock(#[source] nix::Error),
+    /// A file descriptor could not be duplicated.
+    #[error("cannot duplicate a map's descriptor")]
+    Descriptor(#[source] std::io::Error),
+}
+
+/// What the kernel counted under one key in one window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// What happened.
+    pub event: Event,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The address of the observed socket's own end.
+    pub local: IpAddr,
+    /// The address of the other end.
+    pub remote: IpAddr,
+    /// The server's port, as the observed socket has it.
+    pub port: u16,
+    /// Id of the cgroup of the socket's owner; 0 if not known.
+    pub cgroup: u64,
+    /// Inode number of the network namespace; 0 if not known.
+    pub netns: u32,
+    /// Process id of the owner; 0 if not known.
+    pub pid: u32,
+    /// Name of the owner; empty if not known.
+    pub comm: String,
+    /// How many connections.
+    pub count: u64,
+    /// When the first of them was counted.
+    pub first_seen: Timestamp,
+    /// When the last of them was counted.
+    pub last_seen: Timestamp,
+}
+
+/// At which end a connection was observed, and how it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A connect ended, at the client.
+    Connect(Outcome),
+    /// An accept, at the server.
+    Accept,
+}
+
+/// The result of one drain.
+#[derive(Debug)]
+pub struct Drained {
+    /// From the last drain to this one.
+    pub window: Window,
+    /// What was counted in it.
+    pub observations: Vec<Observation>,
+    /// What was lost in it.
+    pub losses: Losses,
+}
+
+type FlowMap = HashMap<MapData, FlowKey, FlowValue>;
+
+/// The running capture. Dropping it detaches the programs; so does the kernel when the process ends in any other way,
+/// because nothing is pinned.
+pub struct Capture {
+    // The programs' links live in it.
+    _ebpf: Ebpf,
+    hooks: Hooks,
+    generations: [Generation; 2],
+    active: usize,
+    active_map: ArrayOfMaps<MapData, FlowMap>,
+    overflow: RingBuf<MapData>,
+    losses: LossCounters,
+    /// Taken out of the maps but not reported yet; what a drain that failed half-way got stays here.
+    taken: Vec<(FlowKey, FlowValue)>,
+    messages: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    window_start: Timestamp,
+}
+
+/// One of the two maps of flows, and a descriptor of it for the batch calls.
+struct Generation {
+    map: FlowMap,
+    fd: OwnedFd,
+}
+
+impl fmt::Debug for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Capture")
+            .field("hooks", &self.hooks)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Capture {
+    /// Loads the programs and attaches them.
+    ///
+    /// # Errors
+    /// If the kernel refuses; the error says which capability, file or feature is missing where that can be told.
+    pub fn start(options: &Options) -> Result<Self, Error> {
+        let (mut ebpf, hooks) = hooks::load(options)?;
+        let generations = [generation(&mut ebpf, 0)?, generation(&mut ebpf, 1)?];
+        let mut active_map = ArrayOfMaps::try_from(take(&mut ebpf, name::ACTIVE_FLOWS)?)
+            .map_err(map_error(name::ACTIVE_FLOWS))?;
+        active_map
+            .set(0, &generations[0].map, 0)
+            .map_err(map_error(name::ACTIVE_FLOWS))?;
+        let overflow = RingBuf::try_from(take(&mut ebpf, name::OVERFLOW)?)
+            .map_err(map_error(name::OVERFLOW))?;
+        let losses = PerCpuArray::try_from(take(&mut ebpf, name::LOSSES)?)
+            .map_err(map_error(name::LOSSES))?;
+        let messages = aya_log::EbpfLogger::init(&mut ebpf)
+            .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel programs"))
+            .ok();
+        let program = hooks::attach(&mut ebpf, hooks)?;
+        memory::give_back();
+        Ok(Self {
+            _ebpf: ebpf,
+            hooks,
+            generations,
+            active: 0,
+            active_map,
+            overflow,
+            losses: LossCounters::new(losses, program),
+            taken: Vec::new(),
+            messages,
+            window_start: Clock::read().map_err(Error::Clock)?.now(),
+        })
+    }
+
+    /// The form of the hooks in use.
+    #[must_use]
+    pub fn hooks(&self) -> Hooks {
+        self.hooks
+    }
+
+    /// Takes out everything that was counted since the last drain. Each connection is in exactly one drain.
+    ///
+    /// # Errors
+    /// If a map cannot be read. Nothing is lost by that: what was read and what was not are both there for the next call.
+    pub fn drain(&mut self) -> Result<Drained, Error> {
+        let idle = 1 - self.active;
+        // When this returns no program uses the old generation any more, see `ACTIVE_FLOWS` in agent-ebpf.
+        self.active_map
+            .set(0, &self.generations[idle].map, 0)
+            .map_err(map_error(name::ACTIVE_FLOWS))?;
+        let old = &self.generations[self.active];
+        self.active = idle;
+
+        let clock = Clock::read().map_err(Error::Clock)?;
+        batch::take_all(old.fd.as_fd(), &mut self.taken).map_err(Error::Drain)?;
+        self.drain_overflow();
+        if let Some(messages) = &mut self.messages {
+            messages.flush();
+        }
+
+        // The time of day may have been set back since the last drain.
+        let now = clock.now();
+        let window = Window {
+            from: self.window_start.min(now),
+            to: now,
+        };
+        self.window_start = now;
+        let losses = self.losses.since_last().map_err(map_error(name::LOSSES))?;
+        Ok(Drained {
+            window,
+            observations: self
+                .taken
+                .drain(..)
+                .map(|(key, value)| observation(&key, &value, &clock))
+                .collect(),
+            losses,
+        })
+    }
+
+    /// Adds up what went through the ring: it has one event a connection.
+    fn drain_overflow(&mut self) {
+        let mut extra: StdHashMap<FlowKey, FlowValue> = StdHashMap::new();
+        while let Some(item) = self.overflow.next() {
+            let Some(event) = object::read_event(&item) else {
+                continue;
+            };
+            let FlowEvent { key, value } = event;
+            extra
+                .entry(key)
+                .and_modify(|sum| {
+                    sum.count += value.count;
+                    sum.last_ns = sum.last_ns.max(value.last_ns);
+                })
+                .or_insert(value);
+        }
+        self.taken.extend(extra);
+    }
+}
+
+fn observation(key: &FlowKey, value: &FlowValue, clock: &Clock) -> Observation {
+    let end = value
+        .comm
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(value.comm.len());
+    Observation {
+        event: match key.kind {
+            kind::ACCEPTED => Event::Accept,
+            kind::CONNECT_FAILED => Event::Connect(Outcome::Failed),
+            _ => Event::Connect(Outcome::Established),
+        },
+        protocol: Protocol::Tcp,
+        local: Ipv6Addr::from(key.local).to_canonical(),
+        remote: Ipv6Addr::from(key.remote).to_canonical(),
+        port: key.port,
+        cgroup: key.cgroup,
+        netns: key.netns,
+        pid: value.pid,
+        comm: String::from_utf8_lossy(&value.comm[..end]).into_owned(),
+        count: value.count,
+        // CPUs that race for a new entry may leave an earlier time as the later one.
+        first_seen: clock.at(value.first_ns.min(value.last_ns)),
+        last_seen: clock.at(value.first_ns.max(value.last_ns)),
+    }
+}
+
+fn generation(ebpf: &mut Ebpf, index: usize) -> Result<Generation, Error> {
+    let name = name::FLOWS[index];
+    let map = take(ebpf, name)?;
+    let fd = match &map {
+        Map::HashMap(data) => data.fd().as_fd().try_clone_to_owned(),
+        _ => return Err(Error::Missing(name)),
+    }
+    .map_err(Error::Descriptor)?;
+    let map = FlowMap::try_from(map).map_err(map_error(name))?;
+    Ok(Generation { map, fd })
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, Error> {
+    ebpf.take_map(name).ok_or(Error::Missing(name))
+}
+
+fn map_error(map: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
+    move |source| Error::Map { map, source }
+}

@@ -1,0 +1,91 @@
+//! The local end of a flow: cgroup → container → pod.
+
+mod cgroup_name;
+mod mounts;
+mod tree;
+
+use std::{fs, path::PathBuf};
+
+pub use self::{
+    cgroup_name::{ContainerRef, parse_cgroup_path},
+    mounts::{Mounts, MountsError},
+    tree::CgroupTree,
+};
+
+/// Who owns a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A container of a pod.
+    Container(ContainerRef),
+    /// A process of the node itself.
+    Host,
+}
+
+/// Finds the owner of a process on this node.
+#[derive(Debug)]
+pub struct Identity {
+    tree: CgroupTree,
+    /// Whether pods may be told apart in a cgroup v1 hierarchy only.
+    hybrid: bool,
+}
+
+impl Identity {
+    /// Looks below `root`, a folder of the cgroup v2 hierarchy. With `hybrid`, a process that is in no pod's cgroup there
+    /// is looked up in `/proc/PID/cgroup`, which lists the v1 hierarchies too.
+    #[must_use]
+    pub fn new(root: PathBuf, hybrid: bool) -> Self {
+        Self {
+            tree: CgroupTree::new(root),
+            hybrid,
+        }
+    }
+
+    /// The owner of the cgroup with this id, or of the process if the cgroup does not tell; `None` if neither says that
+    /// it is of this node.
+    pub fn owner(&mut self, cgroup: u64, pid: u32) -> Option<Owner> {
+        match self.tree.owner(cgroup)? {
+            Owner::Container(container) => Some(Owner::Container(container)),
+            Owner::Host if self.hybrid => owner_of_process(pid),
+            Owner::Host => Some(Owner::Host),
+        }
+    }
+
+    /// To be called once a drain: what was looked for in vain may be looked for again.
+    pub fn next_round(&mut self) {
+        self.tree.next_round();
+    }
+}
+
+/// The owner of a process by any of its cgroup hierarchies; `None` if the process is not known or gone, so that nothing can
+/// be said.
+fn owner_of_process(pid: u32) -> Option<Owner> {
+    if pid == 0 {
+        return None;
+    }
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    Some(container_in(&text).map_or(Owner::Host, Owner::Container))
+}
+
+/// Lines are `hierarchy:controllers:path` (`man 7 cgroups`).
+fn container_in(proc_cgroup: &str) -> Option<ContainerRef> {
+    proc_cgroup
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .find_map(parse_cgroup_path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hybrid_node_s_pod_is_found_in_a_v1_hierarchy() {
+        let text = "12:memory:/kubepods/burstable/pod6a6b4d5e-90fa-4d7c-9a44-9a5b3f6f7c11/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+1:name=systemd:/kubepods/burstable/pod6a6b4d5e-90fa-4d7c-9a44-9a5b3f6f7c11/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+0::/system.slice/containerd.service
+";
+        let container = container_in(text).unwrap();
+        assert_eq!(container.pod_uid, "6a6b4d5e-90fa-4d7c-9a44-9a5b3f6f7c11");
+        assert_eq!(container_in("0::/user.slice\n"), None);
+    }
+}

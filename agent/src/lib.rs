@@ -1,0 +1,21 @@
+//! MicroShield's node agent.
+//!
+//! [`capture`] drains what the kernel programs counted, [`identity`] and [`resolve`] name both ends, [`collector`] does so
+//! once a second, and [`uplink`] or [`stdout`] take the result away. [`runtime`] puts them together.
+#![deny(unsafe_code)]
+
+pub mod args;
+pub mod capabilities;
+#[expect(
+    unsafe_code,
+    reason = "the kernel boundary: one system call that aya lacks, and reading what the ring buffer holds"
+)]
+pub mod capture;
+pub mod collector;
+pub mod identity;
+pub mod resolve;
+pub mod runtime;
+pub mod single;
+pub mod stdout;
+pub mod topology;
+pub mod uplink;

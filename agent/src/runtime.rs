@@ -1,0 +1,171 @@
+//! Puts the parts together, and takes them apart again in reverse order.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use flow::wire::Hello;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    args::{Args, TopologySource},
+    capabilities,
+    capture::{self, Capture},
+    collector::{Collector, Totals},
+    identity::{Identity, Mounts},
+    resolve::Resolver,
+    single::SingleInstance,
+    stdout, topology,
+    uplink::{self, Uplink},
+};
+
+/// Drains that may wait for the uplink or standard output. They are taken up at once unless that reader hangs; then the
+/// collector waits and the kernel's map goes on counting, so that nothing is lost until it is full.
+const REPORTS: usize = 4;
+
+/// What ended the run without success, and the exit code for it.
+#[derive(Debug)]
+pub struct Failure {
+    /// 2 for wrong usage or input, 1 for everything else.
+    pub code: u8,
+    /// Why.
+    pub error: anyhow::Error,
+}
+
+impl Failure {
+    fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            code: 2,
+            error: error.into(),
+        }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self {
+            code: 1,
+            error: error.into(),
+        }
+    }
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If it cannot start, or capturing fails.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    if !capture::is_built() {
+        return Err(Failure::usage(anyhow!(
+            "this agent was built without its kernel programs: run `cargo xtask build-ebpf`, then build it again"
+        )));
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let node = match args.node_name {
+        Some(name) => name,
+        None => host_name()?.parse().map_err(|error| {
+            Failure::usage(anyhow!(
+                "the host's name is no node's name ({error}): give --node-name"
+            ))
+        })?,
+    };
+    let node = node.to_string();
+    let TopologySource::File(topology_file) = args.topology;
+    let (source, index) = topology::from_file(topology_file).map_err(Failure::usage)?;
+    let mounts = Mounts::read();
+    let hybrid = mounts.as_ref().is_ok_and(|mounts| mounts.hybrid);
+    let alone = args.cgroup_root.is_none();
+    let cgroup_root: PathBuf = match args.cgroup_root {
+        Some(root) => root,
+        None => mounts.map_err(Failure::usage)?.cgroup2,
+    };
+    if index
+        .read()
+        .is_ok_and(|index| index.counts().nodes > 0 && index.node(&node).is_none())
+    {
+        tracing::warn!(
+            node,
+            "the topology has no node of this name: give --node-name"
+        );
+    }
+    let _lock = SingleInstance::lock(&cgroup_root)?;
+
+    capabilities::check()?;
+    let capture = Capture::start(&capture::Options {
+        hooks: args.hooks,
+        map_entries: args.map_entries,
+        ring_bytes: args.ring_bytes,
+    })?;
+    tracing::info!(node, hooks = %capture.hooks(), cgroup_root = %cgroup_root.display(), "capturing");
+
+    let resolver = Resolver::new(node.clone(), Identity::new(cgroup_root, hybrid), alone);
+    let (sender, reports) = mpsc::channel(REPORTS);
+    let follower = tokio::spawn(topology::follow_file(source, index.clone()));
+    let collector = Collector::start(capture, resolver, index, sender)?;
+    let output = match args.output.generator {
+        // On a thread of its own: whoever reads standard output may take any time.
+        None => tokio::task::spawn_blocking(|| stdout::print(reports).map(|()| 0)),
+        Some(url) => {
+            let hello = Hello {
+                instance: uplink::new_instance(),
+                node,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            };
+            let uplink = Uplink::new(url, hello, reports);
+            tokio::spawn(async { Ok(uplink.run().await) })
+        }
+    };
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = ended(&collector) => {}
+    }
+    follower.abort();
+    let totals = tokio::task::spawn_blocking(move || collector.stop())
+        .await
+        .context("the collector")?;
+    // Whatever became of capturing, what was captured is delivered first.
+    let undelivered = output
+        .await
+        .context("the output")?
+        .context("standard output")?;
+    log_totals(&totals?, undelivered);
+    Ok(())
+}
+
+fn log_totals(totals: &Totals, undelivered: u64) {
+    // As JSON, so that an empty set reads `{}`.
+    let losses = serde_json::to_string(&totals.losses).unwrap_or_default();
+    tracing::info!(
+        connections = totals.connections,
+        loopback = totals.loopback,
+        other_node = totals.other_node,
+        undelivered,
+        %losses,
+        "capture ended"
+    );
+    if undelivered > 0 {
+        tracing::error!(
+            connections = undelivered,
+            "the generator did not take everything: these connections are lost"
+        );
+    }
+}
+
+/// Returns when the collector has ended by itself.
+async fn ended(collector: &Collector) {
+    while !collector.is_finished() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// The host's name, as kubelet registers its node by default.
+fn host_name() -> anyhow::Result<String> {
+    let name = nix::unistd::gethostname().context("cannot read the host's name")?;
+    Ok(name.to_string_lossy().trim().to_lowercase())
+}

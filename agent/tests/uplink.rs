@@ -1,0 +1,270 @@
+//! The uplink against a server that misbehaves, over real sockets.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{collections::BTreeMap, time::Duration};
+
+use agent::{collector::Report, uplink::Uplink};
+use bytes::Bytes;
+use flow::{
+    record::FlowRecord,
+    time::Timestamp,
+    wire::{self, AgentMessage, Batch, Encoding, GeneratorMessage, Hello, SUBPROTOCOL, Window},
+};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::timeout,
+};
+use tokio_tungstenite::{
+    WebSocketStream, accept_hdr_async,
+    tungstenite::{
+        Message,
+        handshake::server::{Request, Response},
+        http::HeaderValue,
+    },
+};
+
+/// Longer than anything here takes, on any machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+type Socket = WebSocketStream<TcpStream>;
+
+#[expect(
+    clippy::result_large_err,
+    reason = "the signature is the handshake callback's"
+)]
+async fn accept(listener: &TcpListener) -> (Socket, Hello) {
+    let (stream, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+    let mut socket = accept_hdr_async(stream, |request: &Request, mut response: Response| {
+        assert_eq!(request.uri().path(), "/agents");
+        response.headers_mut().insert(
+            "sec-websocket-protocol",
+            HeaderValue::from_static(SUBPROTOCOL),
+        );
+        Ok(response)
+    })
+    .await
+    .unwrap();
+    match receive(&mut socket).await {
+        AgentMessage::Hello(hello) => (socket, hello),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn receive(socket: &mut Socket) -> AgentMessage {
+    loop {
+        match timeout(PATIENCE, socket.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+        {
+            Message::Binary(bytes) => return wire::decode(&bytes, Encoding::MessagePack).unwrap(),
+            Message::Ping(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn batch(socket: &mut Socket) -> Batch {
+    match receive(socket).await {
+        AgentMessage::Batch(batch) => batch,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn say(socket: &mut Socket, message: &GeneratorMessage) {
+    let bytes = wire::encode(message, Encoding::MessagePack).unwrap();
+    socket.send(Message::Binary(bytes.into())).await.unwrap();
+}
+
+fn refusal(reason: String, malformed: bool) -> GeneratorMessage {
+    GeneratorMessage::Refuse { reason, malformed }
+}
+
+fn report(count: u64) -> Report {
+    let mut record: FlowRecord = serde_json::from_str(
+        r#"{"timestamp": 1.5, "hostname": "node-1", "src": {"pod": {}, "service": {}}, "dst": {"pod": {}, "service": {}},
+            "tuple": {"src_addr": "10.0.0.1", "src_port": 0, "dst_addr": "10.0.0.2", "dst_port": 80}}"#,
+    )
+    .unwrap();
+    record.count = count;
+    Report {
+        window: Window {
+            from: Timestamp::from_nanos(1_000_000_000),
+            to: Timestamp::from_nanos(2_000_000_000),
+        },
+        records: vec![record],
+        losses: BTreeMap::new(),
+    }
+}
+
+async fn start() -> (
+    TcpListener,
+    mpsc::Sender<Report>,
+    tokio::task::JoinHandle<u64>,
+) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/agents", listener.local_addr().unwrap());
+    let (sender, reports) = mpsc::channel(4);
+    let hello = Hello {
+        instance: "instance".to_owned(),
+        node: "node-1".to_owned(),
+        version: "0".to_owned(),
+    };
+    let uplink = Uplink::new(url.parse().unwrap(), hello, reports);
+    (listener, sender, tokio::spawn(uplink.run()))
+}
+
+#[tokio::test]
+async fn a_batch_comes_again_until_it_is_acknowledged() {
+    let (listener, sender, uplink) = start().await;
+    sender.send(report(3)).await.unwrap();
+
+    // The first connection breaks before the acknowledgement.
+    let (mut socket, hello) = accept(&listener).await;
+    assert_eq!(hello.instance, "instance");
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    let first = batch(&mut socket).await;
+    assert_eq!((first.sequence, first.flows[0].count), (1, 3));
+    drop(socket);
+
+    // On the second it comes unchanged, and what came up meanwhile follows under the next number.
+    sender.send(report(4)).await.unwrap();
+    let (mut socket, _) = accept(&listener).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    assert_eq!(batch(&mut socket).await, first);
+    let second = batch(&mut socket).await;
+    assert_eq!((second.sequence, second.flows[0].count), (2, 4));
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 1 }).await;
+    drop(socket);
+
+    // The third server has stored the second batch although its acknowledgement never arrived: it does not come again.
+    let (mut socket, _) = accept(&listener).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 2 }).await;
+    sender.send(report(5)).await.unwrap();
+    let third = batch(&mut socket).await;
+    assert_eq!((third.sequence, third.flows[0].count), (3, 5));
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 3 }).await;
+
+    drop(sender);
+    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_nobody_takes_is_counted_at_the_end() {
+    let (listener, sender, uplink) = start().await;
+    sender.send(report(3)).await.unwrap();
+    let (mut socket, _) = accept(&listener).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    batch(&mut socket).await;
+    sender.send(report(4)).await.unwrap();
+    drop(sender);
+    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap(), 7);
+}
+
+#[tokio::test]
+async fn a_refusal_and_a_stranger_are_survived() {
+    let (listener, sender, uplink) = start().await;
+    sender.send(report(1)).await.unwrap();
+    // Somebody who does not speak WebSocket at all.
+    let (stream, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+    drop(stream);
+    let (mut socket, _) = accept(&listener).await;
+    let reason = "not today".to_owned();
+    say(&mut socket, &refusal(reason, false)).await;
+    let (mut socket, _) = accept(&listener).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    let only = batch(&mut socket).await;
+    assert_eq!((only.sequence, only.flows[0].count), (1, 1));
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 1 }).await;
+    drop(sender);
+    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_generator_that_forgot_what_it_acknowledged_gets_a_new_instance() {
+    let (listener, sender, uplink) = start().await;
+    sender.send(report(1)).await.unwrap();
+    let (mut socket, first) = accept(&listener).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    assert_eq!(batch(&mut socket).await.sequence, 1);
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 1 }).await;
+    // What answers the ping has read the acknowledgement before it.
+    socket.send(Message::Ping(Bytes::new())).await.unwrap();
+    let answer = timeout(PATIENCE, socket.next()).await.unwrap();
+    assert!(matches!(answer, Some(Ok(Message::Pong(_)))), "{answer:?}");
+    sender.send(report(2)).await.unwrap();
+    assert_eq!(batch(&mut socket).await.sequence, 2);
+    drop(socket);
+
+    let (mut socket, hello) = accept(&listener).await;
+    assert_eq!(hello.instance, first.instance);
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    let (mut socket, hello) = accept(&listener).await;
+    assert_ne!(hello.instance, first.instance);
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    let again = batch(&mut socket).await;
+    assert_eq!((again.sequence, again.flows[0].count), (2, 2));
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 2 }).await;
+    drop(sender);
+    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn only_the_batch_that_is_refused_for_good_is_given_up() {
+    let (listener, sender, uplink) = start().await;
+    // Two batches are under way when the second is refused; neither was acknowledged.
+    sender.send(report(1)).await.unwrap();
+    let (mut socket, _) = accept(&listener).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    assert_eq!(batch(&mut socket).await.sequence, 1);
+    sender.send(report(2)).await.unwrap();
+    assert_eq!(batch(&mut socket).await.sequence, 2);
+    say(&mut socket, &refusal("no".to_owned(), true)).await;
+
+    // Now they come one by one.
+    let (mut socket, _) = accept(&listener).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    let first = batch(&mut socket).await;
+    assert_eq!((first.sequence, first.flows[0].count), (1, 1));
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 1 }).await;
+    let second = batch(&mut socket).await;
+    assert_eq!((second.sequence, second.flows[0].count), (2, 2));
+    say(&mut socket, &refusal("no".to_owned(), true)).await;
+
+    let (mut socket, _) = accept(&listener).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 1 }).await;
+    let instead = batch(&mut socket).await;
+    assert_eq!((instead.sequence, instead.flows.len()), (2, 0));
+    assert_eq!(instead.losses["batch_refused"], 2);
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 2 }).await;
+    sender.send(report(3)).await.unwrap();
+    let third = batch(&mut socket).await;
+    assert_eq!((third.sequence, third.flows[0].count), (3, 3));
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 3 }).await;
+    drop(sender);
+    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_generator_that_stops_reading_does_not_hold_the_agent_up() {
+    let (listener, sender, uplink) = start().await;
+    let (mut socket, _) = accept(&listener).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    // More than the sockets' buffers take: sending blocks, and yet every report is taken in and the end is reached.
+    for number in 0..40_u32 {
+        let mut large = report(1);
+        large.records[0].hostname = format!("{number}{}", "x".repeat(3 << 20));
+        large.records[0].tuple.dst_port = u16::try_from(number + 1).unwrap();
+        timeout(PATIENCE, sender.send(large))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    drop(sender);
+    let undelivered = timeout(PATIENCE, uplink).await.unwrap().unwrap();
+    assert_eq!(undelivered, 40);
+    drop(socket);
+}
