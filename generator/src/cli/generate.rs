@@ -1,0 +1,171 @@
+//! `microshield generate`: flow records in, a folder of policies out.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use anyhow::anyhow;
+
+use super::{
+    Failure, PolicyArgs,
+    ask::{self, Talk},
+    output,
+    report::Report,
+};
+use crate::{
+    evaluate::{Policies, World, prove},
+    flows::{self, Input, OnBadLine},
+    folder,
+    ledger::{Edge, Ledger},
+    policy::{self, Namespaces},
+};
+
+/// Write policies that allow the connections in files of flow records
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// File of flow records, one JSON object a line; `-` is standard input; may be repeated
+    #[arg(
+        short = 'f',
+        long = "flows",
+        value_name = "FILE",
+        env = "MICROSHIELD_FLOWS",
+        required = true
+    )]
+    flows: Vec<Input>,
+
+    /// Folder for the policies; what other hands put there stays
+    #[arg(short, long, value_name = "FOLDER", env = "MICROSHIELD_OUTPUT")]
+    output: Option<PathBuf>,
+
+    /// Allow all connections of the chosen namespaces, without asking; without it, the panel asks
+    #[arg(short, long, env = "MICROSHIELD_ALL")]
+    all: bool,
+
+    /// Skip lines that are not flow records, and count them
+    #[arg(long, env = "MICROSHIELD_KEEP_GOING")]
+    keep_going: bool,
+
+    /// Print the result as one JSON object; the panel then talks on standard error
+    #[arg(long, env = "MICROSHIELD_JSON")]
+    json: bool,
+
+    #[command(flatten)]
+    policy: PolicyArgs,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Failure> {
+    if args.all {
+        // Before anything is read: wrong usage is to be told at once.
+        args.policy.options()?;
+        if args.output.is_none() {
+            return Err(Failure::input(anyhow!(
+                "--output FOLDER is missing: where are the policies to be written?"
+            )));
+        }
+    } else if args.flows.contains(&Input::Stdin) {
+        return Err(Failure::input(anyhow!(
+            "-f - needs -a: the panel reads its commands from standard input"
+        )));
+    }
+    let (ledger, read) = read(&args)?;
+    let edges = ledger.edges();
+    drop(ledger);
+
+    let Args {
+        output: folder,
+        all,
+        json,
+        mut policy,
+        ..
+    } = args;
+    let mut talk = Talk::new(json);
+    let folder = match folder {
+        Some(folder) if all => folder,
+        folder => ask::for_missing(&mut talk, &mut policy, folder, &known_namespaces(&edges))?,
+    };
+    let options = policy.options()?;
+    let connections = chosen(&edges, &options.namespaces)?;
+    let plan = policy::plan(&edges, &options);
+    let chosen = if all {
+        plan.all()
+    } else {
+        match ask::for_selection(&mut talk, &plan)? {
+            Some(chosen) => chosen,
+            None => return Ok(()),
+        }
+    };
+    let manifests = plan.manifests(&chosen).collect::<Vec<_>>();
+    let policies = Policies::compile(&manifests).map_err(Failure::other)?;
+    drop(manifests);
+    let proof = prove(&edges, &policies, &World::of_edges(&edges));
+    let files = plan.files(&chosen).map_err(Failure::other)?;
+    let changes = folder::write(&folder, &files, &options.namespaces).map_err(Failure::other)?;
+    drop(files);
+
+    let report = Report {
+        records: read.records,
+        skipped: read.skipped,
+        connections: &connections,
+        folder: &folder,
+        changes: &changes,
+        plan: &plan,
+        chosen: &chosen,
+        proof: &proof,
+    };
+    output::to_stdout(|to| match (json, all) {
+        (true, _) => report.write_json(to),
+        (false, true) => report.write_text(to),
+        // The panel has shown the connections.
+        (false, false) => report.write_summary(to),
+    })
+}
+
+fn read(args: &Args) -> Result<(Ledger, flows::Summary), Failure> {
+    let on_bad_line = if args.keep_going {
+        OnBadLine::Skip
+    } else {
+        OnBadLine::Refuse
+    };
+    let mut ledger = Ledger::default();
+    let mut read = flows::Summary::default();
+    for input in &args.flows {
+        let summary = flows::read(input, on_bad_line, |record| {
+            ledger.observe(record);
+        })
+        .map_err(Failure::input)?;
+        for problem in &summary.problems {
+            eprintln!("microshield: skipped: {problem}");
+        }
+        read.records += summary.records;
+        read.skipped += summary.skipped;
+    }
+    Ok((ledger, read))
+}
+
+fn namespaces_of(edge: &Edge) -> impl Iterator<Item = &str> {
+    [&edge.client, &edge.server]
+        .into_iter()
+        .filter_map(|end| end.namespace())
+}
+
+fn known_namespaces(edges: &[Edge]) -> BTreeSet<&str> {
+    edges.iter().flat_map(namespaces_of).collect()
+}
+
+/// The edges with an end in the chosen namespaces. That there is none is a failure, and the folder stays as it is: a
+/// mistyped namespace must not empty it.
+fn chosen<'a>(edges: &'a [Edge], namespaces: &Namespaces) -> Result<Vec<&'a Edge>, Failure> {
+    let chosen: Vec<&Edge> = edges
+        .iter()
+        .filter(|edge| namespaces_of(edge).any(|namespace| namespaces.contains(namespace)))
+        .collect();
+    if chosen.is_empty() {
+        let known: Vec<&str> = known_namespaces(edges).into_iter().collect();
+        let known = match known.len() {
+            0 => "none at all".to_owned(),
+            _ => format!("only of {}", known.join(", ")),
+        };
+        return Err(Failure::other(anyhow!(
+            "no connection of the chosen namespaces in the flow records, {known}"
+        )));
+    }
+    Ok(chosen)
+}

@@ -1,0 +1,101 @@
+//! The command line of `microshield`.
+//!
+//! A subcommand is a module with its `Args` and `run`, a variant of [`Command`] and an arm in [`run`].
+
+mod ask;
+mod audit;
+mod diff;
+mod explain;
+mod export;
+mod generate;
+mod inputs;
+mod link;
+mod output;
+mod policy_args;
+mod proof;
+mod report;
+mod serve;
+mod source;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+pub use self::policy_args::PolicyArgs;
+
+/// Writes NetworkPolicies that allow exactly the connections that were seen.
+#[derive(Debug, Parser)]
+#[command(name = "microshield", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Link(link::Args),
+    Export(export::Args),
+    Generate(generate::Args),
+    Audit(audit::Args),
+    Explain(explain::Args),
+    Diff(diff::Args),
+}
+
+/// Why a command did not do what it was asked to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Wrong usage or input: exit code 2.
+    #[error("{0:#}")]
+    Input(anyhow::Error),
+    /// A negative answer, or any other failure: exit code 1.
+    #[error("{0:#}")]
+    Other(anyhow::Error),
+    /// A negative answer that was given on standard output: exit code 1.
+    #[error("no")]
+    Answered,
+}
+
+impl Failure {
+    /// Wrong usage or input.
+    pub fn input(error: impl Into<anyhow::Error>) -> Self {
+        Self::Input(error.into())
+    }
+
+    /// A negative answer, or any other failure.
+    pub fn other(error: impl Into<anyhow::Error>) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// The definition of the command line, for those who check one without running it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Parses the command line, runs the command, and reports its failure on standard error.
+#[must_use]
+pub fn run() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Link(args) => link::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Generate(args) => generate::run(args),
+        Command::Audit(args) => audit::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Diff(args) => diff::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !matches!(failure, Failure::Answered) {
+                eprintln!("microshield: {failure}");
+            }
+            ExitCode::from(match failure {
+                Failure::Input(_) => 2,
+                Failure::Other(_) | Failure::Answered => 1,
+            })
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Time stands still here unless everybody waits, so that minutes of silence take no time.
+
+use flow::{
+    time::Timestamp,
+    wire::{Batch, Hello, Window},
+};
+use tokio::{io::DuplexStream, task::JoinHandle};
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::*;
+use crate::ingest::{Receiver, Request, queue};
+
+struct Peer {
+    socket: WebSocketStream<DuplexStream>,
+    requests: Receiver,
+    stop: watch::Sender<bool>,
+    conversation: JoinHandle<()>,
+}
+
+impl Peer {
+    async fn connect() -> Self {
+        let (ours, theirs) = tokio::io::duplex(1 << 10);
+        let (queue, requests) = queue();
+        let (stop, stopping) = watch::channel(false);
+        let server = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        Self {
+            socket: WebSocketStream::from_raw_socket(ours, Role::Client, None).await,
+            requests,
+            stop,
+            conversation: tokio::spawn(converse(server, address, queue, stopping)),
+        }
+    }
+
+    async fn say(&mut self, message: &AgentMessage) {
+        let bytes = wire::encode(message, Encoding::MessagePack).unwrap();
+        self.socket.send(Message::binary(bytes)).await.unwrap();
+    }
+
+    /// Says hello, and is welcomed.
+    async fn join(&mut self) {
+        let hello = Hello {
+            instance: "one".to_owned(),
+            node: "node-1".to_owned(),
+            version: "1".to_owned(),
+        };
+        self.say(&AgentMessage::Hello(hello)).await;
+        let session = match self.requests.recv().await {
+            Some(Request {
+                session,
+                ask: Ask::Join,
+                ..
+            }) => session,
+            other => panic!("{other:?}"),
+        };
+        session.acknowledge(0);
+        let welcome = GeneratorMessage::Welcome { last_sequence: 0 };
+        assert_eq!(self.hear().await, Some(welcome));
+    }
+
+    /// The next batch that reaches the keeper.
+    async fn receive(&mut self) -> (Arc<Session>, u64) {
+        match self.requests.recv().await {
+            Some(Request {
+                session,
+                ask: Ask::Store(batch),
+                ..
+            }) => (session, batch.sequence),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The next message that is for the agent; nothing when the connection ends.
+    async fn hear(&mut self) -> Option<GeneratorMessage> {
+        loop {
+            match self.socket.next().await?.unwrap() {
+                Message::Binary(bytes) => {
+                    return Some(wire::decode(&bytes, Encoding::MessagePack).unwrap());
+                }
+                Message::Ping(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// One of 15 KiB, most of which are reasons for losses.
+fn large_batch(sequence: u64) -> AgentMessage {
+    let AgentMessage::Batch(mut batch) = batch(sequence) else {
+        panic!("not a batch");
+    };
+    batch.losses = (0..60)
+        .map(|number| (format!("{number:0>250}"), 1))
+        .collect();
+    AgentMessage::Batch(batch)
+}
+
+fn batch(sequence: u64) -> AgentMessage {
+    let moment = Timestamp::from_nanos(1);
+    AgentMessage::Batch(Batch {
+        sequence,
+        window: Window {
+            from: moment,
+            to: moment,
+        },
+        flows: Vec::new(),
+        losses: Default::default(),
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_no_hello_is_refused() {
+    let mut peer = Peer::connect().await;
+    let start = Instant::now();
+    let Some(GeneratorMessage::Refuse { reason, .. }) = peer.hear().await else {
+        panic!("not refused");
+    };
+    assert_eq!(reason, "no hello within 10 s");
+    assert_eq!(start.elapsed(), HELLO_DEADLINE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_answers_pings_may_be_silent() {
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    let hour = Duration::from_secs(3_600);
+    timeout(hour, peer.hear()).await.unwrap_err();
+    peer.say(&batch(1)).await;
+    assert_eq!(peer.receive().await.1, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_is_closed() {
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    let start = Instant::now();
+    // Nobody reads the socket meanwhile, so nobody answers.
+    (&mut peer.conversation).await.unwrap();
+    assert_eq!(start.elapsed(), SILENCE_DEADLINE + CLOSE_DEADLINE);
+    // Frames of the generator are not masked: their text can be read as it is.
+    let mut sent = Vec::new();
+    peer.socket
+        .into_inner()
+        .read_to_end(&mut sent)
+        .await
+        .unwrap();
+    let sent = String::from_utf8_lossy(&sent);
+    assert!(sent.contains("nothing heard for 60 s"), "{sent}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_is_held_back_when_there_is_no_room_and_loses_nothing() {
+    const BATCHES: u64 = 1_000;
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    let mut sent = 0;
+    let stuck = Duration::from_secs(600);
+    while sent < BATCHES
+        && timeout(stuck, peer.say(&large_batch(sent + 1)))
+            .await
+            .is_ok()
+    {
+        sent += 1;
+    }
+    assert!(sent < BATCHES, "nothing held the peer back");
+    assert!(!peer.conversation.is_finished());
+    for expected in 1..=sent {
+        let (session, sequence) = peer.receive().await;
+        assert_eq!(sequence, expected);
+        session.acknowledge(expected);
+    }
+    let heard_last =
+        async { while peer.hear().await != Some(GeneratorMessage::Ack { sequence: sent }) {} };
+    timeout(stuck, heard_last).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_read_is_given_up() {
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    peer.say(&batch(1)).await;
+    let (session, _) = peer.receive().await;
+    while !peer.conversation.is_finished() {
+        session.acknowledge(1);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    peer.conversation.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopping_generator_says_goodbye() {
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    peer.stop.send_replace(true);
+    let Some(Ok(Message::Close(Some(frame)))) = peer.socket.next().await else {
+        panic!("no close frame");
+    };
+    assert_eq!(frame.code, CloseCode::Away);
+}

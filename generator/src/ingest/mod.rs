@@ -1,0 +1,139 @@
+//! The ingest: agents connect over WebSocket and bring batches; here they are admitted, checked and passed on.
+//!
+//! A connection is a task of its own. Nothing that a peer sends reaches further than its own connection before it is
+//! decoded and validated; what a peer does wrong ends its connection, and no other. Who keeps the ledger is not known
+//! here: requests go into a bounded queue, answers come back as the session's feedback.
+
+mod connection;
+mod refusal;
+mod session;
+mod upgrade;
+mod validate;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinSet,
+};
+use tracing::{debug, info, warn};
+
+pub use self::{
+    refusal::Refusal,
+    session::{Ask, Ended, Feedback, Receiver, Request, Room, Sender, Session, queue},
+    validate::Invalid,
+};
+
+/// The most connections at a time. More are told to come back later.
+pub const MAX_CONNECTIONS: usize = 4_096;
+
+/// How long connections have to say goodbye when the generator stops.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// How long to wait when the system has no more file descriptors or memory for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// The socket on which agents connect.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Listens.
+    ///
+    /// # Errors
+    /// If the address is not this machine's, is taken, or not for this process.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens: the real port where 0 was asked for.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves agents until `stop` turns true; returns when all connections have ended, which takes a bounded time.
+    pub async fn run(self, queue: Sender, stop: watch::Receiver<bool>) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        let mut crowded = false;
+        let mut stopped = stop.clone();
+        loop {
+            let accepted = tokio::select! {
+                _ = stopped.wait_for(|stop| *stop) => break,
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended {
+                        warn!(%error, "connection ended by a defect");
+                    }
+                    continue;
+                }
+                accepted = self.listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(connection) => connection,
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                if !crowded {
+                    warn!(
+                        limit = MAX_CONNECTIONS,
+                        "too many connections, more are sent away"
+                    );
+                }
+                crowded = true;
+                send_away(&stream);
+                continue;
+            };
+            crowded = false;
+            connections.spawn(serve(stream, peer, queue.clone(), stop.clone(), place));
+        }
+        drop(self.listener);
+        drop(queue);
+        let all_ended = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(GOODBYE, all_ended).await.is_err() {
+            info!(connections = connections.len(), "connections cut");
+        }
+        connections.shutdown().await;
+    }
+}
+
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    queue: Sender,
+    mut stop: watch::Receiver<bool>,
+    _place: OwnedSemaphorePermit,
+) {
+    // Acknowledgements are small, and waited for.
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%peer, %error, "connection lost");
+        return;
+    }
+    let socket = tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => return,
+        socket = upgrade::upgrade(stream) => socket,
+    };
+    if let Some(socket) = socket {
+        connection::converse(socket, peer, queue, stop).await;
+    }
+}
+
+/// Says that there is no room, if that fits into the socket's buffer; nobody waits for it.
+fn send_away(stream: &TcpStream) {
+    const RESPONSE: &[u8] =
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nConnection: close\r\n\
+        Retry-After: 30\r\nContent-Length: 22\r\n\r\nToo many connections.\n";
+    if let Err(error) = stream.try_write(RESPONSE) {
+        debug!(%error, "connection lost");
+    }
+}

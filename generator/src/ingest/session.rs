@@ -1,0 +1,140 @@
+//! What passes between the connections and the keeper of the ledger.
+
+use std::sync::Arc;
+
+use flow::wire::{Batch, Hello, MAX_MESSAGE_BYTES};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+use super::Refusal;
+
+/// How much may wait for the keeper: KiB of messages as they came. Decoded they take some six times as much memory, so
+/// this bounds what batches take in all, however many agents there are. A message is decoded only when there is room for
+/// it. When there is none, connections wait and read no further, so that their agents are held back by TCP; room is
+/// given in the order in which it was asked for.
+const ROOM: usize = 8 << 10;
+
+/// The connections' way to the keeper.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    requests: mpsc::Sender<Request>,
+    room: Arc<Semaphore>,
+}
+
+/// The keeper's end.
+pub type Receiver = mpsc::Receiver<Request>;
+
+/// Room for one request.
+#[derive(Debug)]
+pub struct Room {
+    _units: OwnedSemaphorePermit,
+}
+
+/// The queue between the connections and the keeper.
+#[must_use]
+pub fn queue() -> (Sender, Receiver) {
+    // A request takes at least one of the units of room, so there is always a place for one that has its room.
+    let (requests, receiver) = mpsc::channel(ROOM);
+    let room = Arc::new(Semaphore::new(ROOM));
+    (Sender { requests, room }, receiver)
+}
+
+/// The keeper has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the keeper of the ledger has ended")]
+pub struct Ended;
+
+impl Sender {
+    /// Waits for room for a message of so many bytes, at most [`MAX_MESSAGE_BYTES`].
+    ///
+    /// # Errors
+    /// If nobody is there to make room.
+    pub async fn reserve(&self, bytes: usize) -> Result<Room, Ended> {
+        const { assert!(MAX_MESSAGE_BYTES.div_ceil(1 << 10) <= ROOM) }
+        let units = bytes.min(MAX_MESSAGE_BYTES).div_ceil(1 << 10).max(1);
+        let permit = Arc::clone(&self.room).acquire_many_owned(units as u32);
+        tokio::select! {
+            permit = permit => permit.map(|units| Room { _units: units }).or(Err(Ended)),
+            () = self.requests.closed() => Err(Ended),
+        }
+    }
+
+    /// Passes a request on.
+    ///
+    /// # Errors
+    /// If nobody is there to receive it.
+    pub async fn send(&self, session: &Arc<Session>, ask: Ask, room: Room) -> Result<(), Ended> {
+        let request = Request {
+            session: Arc::clone(session),
+            ask,
+            room,
+        };
+        self.requests.send(request).await.or(Err(Ended))
+    }
+}
+
+/// A connection asks the keeper for something. The answer comes as [`Feedback`].
+#[derive(Debug)]
+pub struct Request {
+    /// The connection.
+    pub session: Arc<Session>,
+    /// What it asks for.
+    pub ask: Ask,
+    /// To be dropped when the batch is.
+    pub room: Room,
+}
+
+/// What a connection asks for.
+#[derive(Debug)]
+pub enum Ask {
+    /// An agent has said who it is.
+    Join,
+    /// It sent a batch, of valid content.
+    Store(Batch),
+}
+
+/// One connection of one agent, from its hello to its end.
+#[derive(Debug)]
+pub struct Session {
+    /// What the agent said of itself.
+    pub hello: Hello,
+    feedback: watch::Sender<Feedback>,
+}
+
+/// What the keeper has said so far. Only the latest is kept, so the keeper never waits for a connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Feedback {
+    /// The last batch of the instance that is in the store. Nothing until the join is answered.
+    pub stored: Option<u64>,
+    /// The connection is to be closed. Nothing that it asks for after this is done.
+    pub refusal: Option<Refusal>,
+}
+
+impl Session {
+    /// A session, and where its feedback arrives.
+    #[must_use]
+    pub fn new(hello: Hello) -> (Arc<Self>, watch::Receiver<Feedback>) {
+        let (feedback, receiver) = watch::channel(Feedback::default());
+        (Arc::new(Self { hello, feedback }), receiver)
+    }
+
+    /// Tells the connection that batches are stored up to this number, also if it knows that already.
+    pub fn acknowledge(&self, sequence: u64) {
+        self.feedback
+            .send_modify(|feedback| feedback.stored = Some(sequence));
+    }
+
+    /// Tells the connection to close. The first reason stands.
+    pub fn refuse(&self, refusal: Refusal) {
+        self.feedback.send_if_modified(|feedback| {
+            let first = feedback.refusal.is_none();
+            feedback.refusal.get_or_insert(refusal);
+            first
+        });
+    }
+
+    /// Whether it was told to close.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.feedback.borrow().refusal.is_some()
+    }
+}

@@ -1,0 +1,285 @@
+//! Bounds on what a well-formed message may say.
+//!
+//! What passes here is stored, logged and made into names of files and of cluster objects: each string has a length that
+//! it cannot exceed, and names have nothing but the characters that Kubernetes allows in them.
+
+use std::net::IpAddr;
+
+use flow::{
+    endpoint::{Endpoint, Labels, Pod, Service},
+    record::FlowRecord,
+    time::Timestamp,
+    wire::{Batch, Hello, MAX_BATCH_FLOWS},
+};
+
+/// The longest string, in bytes. Kubernetes allows 253 for a name and, with its prefix, 317 for a label's key.
+const MAX_STRING: usize = 1_024;
+
+/// The longest name, in bytes: that of a DNS subdomain (RFC 1123).
+const MAX_NAME: usize = 253;
+
+/// The most labels of an object, or of a selector.
+const MAX_LABELS: usize = 256;
+
+/// The most entries in any list of a record: addresses, backends, services of a pod.
+const MAX_LIST: usize = 4_096;
+
+/// The most bytes that a record may take in the ledger, by [`size`]. What Kubernetes allows for one object is more, but an
+/// ordinary record has one KiB, and the ledger holds a million.
+const MAX_RECORD_BYTES: usize = 64 << 10;
+
+/// The most reasons for losses in one batch.
+const MAX_REASONS: usize = 64;
+
+/// The most connections that one record may stand for: a node that makes a million a second for twelve days.
+const MAX_COUNT: u64 = 1 << 40;
+
+/// The last point in time that fits into a signed number of nanoseconds: some day of the year 2262.
+const MAX_TIME: Timestamp = Timestamp::from_nanos(i64::MAX.cast_unsigned());
+
+/// What is wrong with a message's content: the field, and what about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct Invalid {
+    field: String,
+    problem: String,
+}
+
+impl Invalid {
+    fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// The same, with the field seen from further out.
+    fn within(mut self, outer: &str) -> Self {
+        self.field = format!("{outer}.{}", self.field);
+        self
+    }
+}
+
+/// Checks a hello.
+pub(super) fn hello(hello: &Hello) -> Result<(), Invalid> {
+    token("instance", &hello.instance)?;
+    name("node", &hello.node)?;
+    token("version", &hello.version)
+}
+
+/// Checks a batch.
+pub(super) fn batch(batch: &Batch) -> Result<(), Invalid> {
+    if batch.sequence == 0 {
+        return Err(Invalid::new("sequence", "batches are numbered from 1"));
+    }
+    time("window.from", batch.window.from)?;
+    time("window.to", batch.window.to)?;
+    if batch.window.to < batch.window.from {
+        return Err(Invalid::new("window", "ends before it begins"));
+    }
+    at_most("flows", batch.flows.len(), MAX_BATCH_FLOWS)?;
+    for (index, flow) in batch.flows.iter().enumerate() {
+        record(flow).map_err(|invalid| invalid.within(&format!("flows[{index}]")))?;
+    }
+    at_most("losses", batch.losses.len(), MAX_REASONS)?;
+    for (reason, lost) in &batch.losses {
+        token("losses", reason)?;
+        if *lost > MAX_COUNT {
+            return Err(Invalid::new(
+                format!("losses.{reason}"),
+                format!("{lost} is too many"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn record(record: &FlowRecord) -> Result<(), Invalid> {
+    name("hostname", &record.hostname)?;
+    endpoint(&record.src).map_err(|invalid| invalid.within("src"))?;
+    endpoint(&record.dst).map_err(|invalid| invalid.within("dst"))?;
+    if record.count == 0 || record.count > MAX_COUNT {
+        return Err(Invalid::new(
+            "count",
+            format!("{} is not between 1 and {MAX_COUNT}", record.count),
+        ));
+    }
+    let bytes = size(record);
+    if bytes > MAX_RECORD_BYTES {
+        return Err(Invalid::new(
+            "record",
+            format!("{bytes} bytes, the limit is {MAX_RECORD_BYTES}"),
+        ));
+    }
+    time("timestamp", record.timestamp)?;
+    // `first_seen` is not after it: that is part of the record's form.
+    time("last_seen", record.last_seen)?;
+    if let Some(process) = &record.process {
+        text("process.comm", &process.comm)?;
+        if let Some(container) = &process.container {
+            token("process.container", container)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the parts of a record take that can be long, in bytes; other strings are few and bounded each by itself.
+fn size(record: &FlowRecord) -> usize {
+    fn of_labels(labels: &Labels) -> usize {
+        labels
+            .iter()
+            .map(|(key, value)| 2 * size_of::<String>() + key.len() + value.len())
+            .sum()
+    }
+    fn of_addresses(addresses: &[IpAddr]) -> usize {
+        size_of_val(addresses)
+    }
+    fn of_service(service: &Service) -> usize {
+        of_labels(&service.labels) + of_labels(&service.selector) + of_addresses(&service.backends)
+    }
+    fn of_pod(pod: &Pod) -> usize {
+        let services = pod.services.iter();
+        of_labels(&pod.labels)
+            + of_addresses(&pod.addresses)
+            + services
+                .map(|name| size_of::<String>() + name.len())
+                .sum::<usize>()
+    }
+    [&record.src, &record.dst]
+        .into_iter()
+        .map(|end| match end {
+            Endpoint::Pod { pod, service } => {
+                of_pod(pod) + service.as_deref().map_or(0, of_service)
+            }
+            Endpoint::Service(service) => of_service(service),
+            Endpoint::Node(node) => of_addresses(&node.addresses),
+            Endpoint::External(_) => 0,
+        })
+        .sum()
+}
+
+fn endpoint(endpoint: &Endpoint) -> Result<(), Invalid> {
+    match endpoint {
+        Endpoint::Pod {
+            pod: it,
+            service: its,
+        } => {
+            pod(it).map_err(|invalid| invalid.within("pod"))?;
+            its.as_deref().map_or(Ok(()), service)
+        }
+        Endpoint::Service(it) => service(it),
+        Endpoint::Node(node) => {
+            name("node.name", &node.name)?;
+            at_most("node.addresses", node.addresses.len(), MAX_LIST)
+        }
+        Endpoint::External(_) => Ok(()),
+    }
+}
+
+fn pod(pod: &Pod) -> Result<(), Invalid> {
+    text("id", &pod.uid)?;
+    name("namespace", &pod.namespace)?;
+    name("name", &pod.name)?;
+    labels("labels", &pod.labels)?;
+    if let Some(workload) = &pod.workload {
+        name("workload.kind", &workload.kind)?;
+        name("workload.name", &workload.name)?;
+    }
+    if let Some(node) = &pod.node {
+        name("node", node)?;
+    }
+    at_most("addresses", pod.addresses.len(), MAX_LIST)?;
+    at_most("services", pod.services.len(), MAX_LIST)?;
+    pod.services
+        .iter()
+        .try_for_each(|service| name("services", service))
+}
+
+fn service(service: &Service) -> Result<(), Invalid> {
+    let check = || {
+        text("id", &service.uid)?;
+        name("namespace", &service.namespace)?;
+        name("name", &service.name)?;
+        labels("labels", &service.labels)?;
+        labels("selector", &service.selector)?;
+        at_most("backends", service.backends.len(), MAX_LIST)
+    };
+    check().map_err(|invalid: Invalid| invalid.within("service"))
+}
+
+fn labels(field: &str, labels: &Labels) -> Result<(), Invalid> {
+    at_most(field, labels.len(), MAX_LABELS)?;
+    labels.iter().try_for_each(|(key, value)| {
+        text(field, key)?;
+        text(field, value)
+    })
+}
+
+/// A name becomes a part of a path: it has no separator, and is neither `.` nor `..`.
+fn name(field: &str, name: &str) -> Result<(), Invalid> {
+    let of_its_alphabet = name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
+    if name.is_empty() {
+        Err(Invalid::new(field, "is empty"))
+    } else if name.len() > MAX_NAME {
+        Err(too_long(field, name.len(), MAX_NAME))
+    } else if !of_its_alphabet || name.starts_with('.') {
+        Err(Invalid::new(
+            field,
+            format!("{} is not a name", name.escape_default()),
+        ))
+    } else {
+        Ok(())
+    }
+}
+
+/// A short printable word, fit for a line of a log.
+fn token(field: &str, token: &str) -> Result<(), Invalid> {
+    if token.is_empty() {
+        Err(Invalid::new(field, "is empty"))
+    } else if token.len() > MAX_NAME {
+        Err(too_long(field, token.len(), MAX_NAME))
+    } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Err(Invalid::new(
+            field,
+            format!(
+                "{} has other than printable characters",
+                token.escape_default()
+            ),
+        ))
+    } else {
+        Ok(())
+    }
+}
+
+fn text(field: &str, text: &str) -> Result<(), Invalid> {
+    if text.len() > MAX_STRING {
+        return Err(too_long(field, text.len(), MAX_STRING));
+    }
+    Ok(())
+}
+
+fn time(field: &str, time: Timestamp) -> Result<(), Invalid> {
+    if time > MAX_TIME {
+        return Err(Invalid::new(field, "is after the year 2262"));
+    }
+    Ok(())
+}
+
+fn at_most(field: &str, length: usize, limit: usize) -> Result<(), Invalid> {
+    if length > limit {
+        return Err(Invalid::new(
+            field,
+            format!("{length} entries, the limit is {limit}"),
+        ));
+    }
+    Ok(())
+}
+
+fn too_long(field: &str, length: usize, limit: usize) -> Invalid {
+    Invalid::new(field, format!("{length} bytes, the limit is {limit}"))
+}
+
+#[cfg(test)]
+mod tests;

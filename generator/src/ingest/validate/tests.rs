@@ -1,0 +1,234 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn valid_batch() -> Value {
+    json!({
+        "sequence": 1,
+        "window": {"from": 1000.0, "to": 1001.0},
+        "losses": {"ring_full": 3},
+        "flows": [{
+            "timestamp": 1000.5,
+            "hostname": "node-1",
+            "tuple": {"src_addr": "10.0.1.2", "src_port": 0, "dst_addr": "10.0.2.3", "dst_port": 9080},
+            "src": {
+                "pod": {
+                    "id": "7b1f;<pod>", "namespace": "bookinfo", "name": "sleep-1", "labels": {"app": "sleep"},
+                    "workload": {"kind": "Deployment", "name": "sleep"}, "node": "node-1",
+                    "addresses": ["10.0.1.2"], "services": ["sleep"],
+                },
+                "service": {},
+            },
+            "dst": {
+                "pod": {},
+                "service": {
+                    "id": "9d23;<service>", "namespace": "bookinfo", "name": "reviews", "labels": {},
+                    "selector": "app=reviews", "backends": ["10.0.2.3"],
+                },
+            },
+            "process": {"pid": 7, "comm": "curl \u{1b}[31m", "container": "0a1b"},
+            "count": 5,
+        }],
+    })
+}
+
+/// The valid batch with one value replaced: at a JSON pointer.
+fn check(pointer: &str, value: Value) -> Result<(), String> {
+    let mut json = valid_batch();
+    let place = json.pointer_mut(pointer).unwrap();
+    *place = value;
+    let parsed: Batch = serde_json::from_value(json).unwrap();
+    batch(&parsed).map_err(|invalid| invalid.to_string())
+}
+
+fn many_labels(count: usize) -> Value {
+    (0..count)
+        .map(|number| (number.to_string(), Value::from("x")))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+#[test]
+fn what_is_within_the_bounds_passes() {
+    for (pointer, value) in [
+        ("/sequence", json!(u64::MAX)),
+        ("/flows/0/hostname", json!("ip-10-0-0-1.ec2.internal")),
+        ("/flows/0/count", json!(MAX_COUNT)),
+        ("/flows/0/src/pod/labels", many_labels(MAX_LABELS)),
+        ("/flows/0/src/pod/labels/app", json!("x".repeat(MAX_STRING))),
+        ("/flows/0/src/pod/name", json!("x".repeat(MAX_NAME))),
+        ("/flows", json!([])),
+        ("/losses", json!({})),
+    ] {
+        assert_eq!(check(pointer, value), Ok(()), "{pointer}");
+    }
+}
+
+#[test]
+fn what_is_not_is_named() {
+    let long = || json!("x".repeat(MAX_STRING + 1));
+    let flow = valid_batch()["flows"][0].clone();
+    for (pointer, value, problem) in [
+        (
+            "/sequence",
+            json!(0),
+            "sequence: batches are numbered from 1",
+        ),
+        ("/window/to", json!(999.0), "window: ends before it begins"),
+        (
+            "/window/to",
+            json!(17e9),
+            "window.to: is after the year 2262",
+        ),
+        (
+            "/flows",
+            json!(vec![flow; MAX_BATCH_FLOWS + 1]),
+            "flows: 1001 entries, the limit is 1000",
+        ),
+        (
+            "/losses/ring_full",
+            json!(u64::MAX),
+            "losses.ring_full: 18446744073709551615 is too many",
+        ),
+        (
+            "/losses",
+            json!({"two words": 1}),
+            "losses: two words has other than printable characters",
+        ),
+        (
+            "/losses",
+            many_losses(),
+            "losses: 65 entries, the limit is 64",
+        ),
+        (
+            "/flows/0/hostname",
+            json!("a\nb"),
+            "flows[0].hostname: a\\nb is not a name",
+        ),
+        (
+            "/flows/0/count",
+            json!(0),
+            "flows[0].count: 0 is not between 1 and 1099511627776",
+        ),
+        (
+            "/flows/0/count",
+            json!(MAX_COUNT + 1),
+            "flows[0].count: 1099511627777 is not between 1 and 1099511627776",
+        ),
+        (
+            "/flows/0/src/pod/namespace",
+            json!("../../etc"),
+            "flows[0].src.pod.namespace: ../../etc is not a name",
+        ),
+        (
+            "/flows/0/src/pod/namespace",
+            json!(".."),
+            "flows[0].src.pod.namespace: .. is not a name",
+        ),
+        (
+            "/flows/0/src/pod/name",
+            json!(""),
+            "flows[0].src.pod.name: is empty",
+        ),
+        (
+            "/flows/0/src/pod/name",
+            long(),
+            "flows[0].src.pod.name: 1025 bytes, the limit is 253",
+        ),
+        (
+            "/flows/0/src/pod/id",
+            long(),
+            "flows[0].src.pod.id: 1025 bytes, the limit is 1024",
+        ),
+        (
+            "/flows/0/src/pod/labels",
+            many_labels(257),
+            "flows[0].src.pod.labels: 257 entries, the limit is 256",
+        ),
+        (
+            "/flows/0/src/pod/labels/app",
+            long(),
+            "flows[0].src.pod.labels: 1025 bytes, the limit is 1024",
+        ),
+        (
+            "/flows/0/src/pod/workload/name",
+            json!("a/b"),
+            "flows[0].src.pod.workload.name: a/b is not a name",
+        ),
+        (
+            "/flows/0/src/pod/node",
+            json!("a b"),
+            "flows[0].src.pod.node: a b is not a name",
+        ),
+        (
+            "/flows/0/src/pod/services/0",
+            json!("é"),
+            "flows[0].src.pod.services: \\u{e9} is not a name",
+        ),
+        (
+            "/flows/0/dst/service/name",
+            json!("a\0"),
+            "flows[0].dst.service.name: a\\u{0} is not a name",
+        ),
+        (
+            "/flows/0/dst/service/backends",
+            json!(vec!["10.0.0.1"; 4_000]),
+            "flows[0].record: 68160 bytes, the limit is 65536",
+        ),
+        (
+            "/flows/0/dst/service/backends",
+            json!(vec!["10.0.0.1"; 4_097]),
+            "flows[0].dst.service.backends: 4097 entries, the limit is 4096",
+        ),
+        (
+            "/flows/0/process/comm",
+            long(),
+            "flows[0].process.comm: 1025 bytes, the limit is 1024",
+        ),
+        (
+            "/flows/0/process/container",
+            json!(""),
+            "flows[0].process.container: is empty",
+        ),
+    ] {
+        assert_eq!(check(pointer, value), Err(problem.to_owned()), "{pointer}");
+    }
+}
+
+fn many_losses() -> Value {
+    (0..=MAX_REASONS)
+        .map(|number| (number.to_string(), Value::from(1)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+#[test]
+fn a_hello_is_fit_for_a_log() {
+    let valid = Hello {
+        instance: "5c3b8f3e-0d62-4a4e-8a38-6f6d0a3c1c11".to_owned(),
+        node: "node-1".to_owned(),
+        version: "0.1.0+abc".to_owned(),
+    };
+    assert_eq!(hello(&valid), Ok(()));
+    let bad = [
+        Hello {
+            instance: String::new(),
+            ..valid.clone()
+        },
+        Hello {
+            instance: "x".repeat(MAX_NAME + 1),
+            ..valid.clone()
+        },
+        Hello {
+            node: "node 1".to_owned(),
+            ..valid.clone()
+        },
+        Hello {
+            version: "1\u{1b}[2J".to_owned(),
+            ..valid
+        },
+    ];
+    for hello in bad {
+        assert!(super::hello(&hello).is_err(), "{hello:?}");
+    }
+}

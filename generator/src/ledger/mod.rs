@@ -1,0 +1,72 @@
+//! The ledger: every observation, counted once, and the edges that they add up to.
+//!
+//! Both ends of a connection are observed, each by its own node's agent. [`Ledger::observe`] keeps the observations of
+//! both sides apart and sums them by [`ObservationKey`]; [`Ledger::edges`] joins the sides.
+
+mod edge;
+mod join;
+mod shared;
+
+use flow::{
+    observations::{ObservationKey, Observations},
+    record::FlowRecord,
+};
+
+pub use self::edge::Edge;
+use self::shared::Shared;
+
+/// All observations, and what they say together.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    observations: Observations,
+    shared: Shared,
+}
+
+impl Ledger {
+    /// Adds a record to what is known under its key, which is returned.
+    pub fn observe(&mut self, mut record: FlowRecord) -> ObservationKey {
+        self.shared.share(&mut record.src);
+        self.shared.share(&mut record.dst);
+        self.observations.observe(record)
+    }
+
+    /// The aggregated record under a key.
+    #[must_use]
+    pub fn get(&self, key: &ObservationKey) -> Option<&FlowRecord> {
+        self.observations.get(key)
+    }
+
+    /// All aggregated records, in the order of their keys.
+    pub fn records(&self) -> impl Iterator<Item = &FlowRecord> {
+        self.observations.records()
+    }
+
+    /// How many keys there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.observations.len()
+    }
+
+    /// Whether nothing was observed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.observations.is_empty()
+    }
+
+    /// The established connections, the observations of both ends joined; sorted by the names of client and server,
+    /// then by port. Failed attempts are no edges.
+    #[must_use]
+    pub fn edges(&self) -> Vec<Edge> {
+        join::edges(&self.observations)
+    }
+}
+
+/// Ledgers are equal if their records are.
+impl PartialEq for Ledger {
+    fn eq(&self, other: &Self) -> bool {
+        self.observations == other.observations
+    }
+}
+
+#[cfg(test)]
+mod tests;

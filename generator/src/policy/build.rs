@@ -1,0 +1,355 @@
+//! From edges to a plan.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use flow::{
+    endpoint::Endpoint,
+    record::{Direction, Protocol},
+    time::Timestamp,
+};
+
+use super::{
+    blocks,
+    cluster::Cluster,
+    ends::{Ends, TargetIndex},
+    evidence::Gathered,
+    manifest, name,
+    notice::{Notice, Reason},
+    options::{Enforcer, Options, OwnNode, Since},
+    peer::{Peer, Peers},
+    plan::{Draft, Plan, Rule},
+};
+use crate::ledger::Edge;
+
+/// The policies that could be written for the chosen namespaces.
+///
+/// Each pod or service of these namespaces that is an end of an edge gets a policy. An edge between two of them becomes
+/// an egress rule at the client and an ingress rule at the server.
+#[must_use]
+pub fn plan<'a>(edges: &'a [Edge], options: &'a Options) -> Plan<'a> {
+    let cluster = Cluster::new(edges);
+    let ends = Ends::new(&cluster, edges, options);
+    let until = edges.iter().map(|edge| edge.last_seen).max();
+    let until = until.unwrap_or_default();
+    let mut builder = Builder {
+        edges,
+        options,
+        ends: &ends,
+        openings: BTreeMap::new(),
+        notices: BTreeSet::new(),
+    };
+    let left_out = left_out(edges, &ends, options, until);
+    for (index, left_out) in (0_u32..).zip(left_out) {
+        builder.add(index, left_out);
+    }
+    let Builder {
+        mut openings,
+        notices,
+        ..
+    } = builder;
+
+    let mut added = HashMap::new();
+    for (of, directed) in &mut openings {
+        let merged = merge_external(directed, options);
+        let sum = added.entry(of.0).or_insert(0_u128);
+        // Two blocks may have all IPv6 addresses each.
+        *sum = sum.saturating_add(merged);
+    }
+    let (policies, places) = drafts(&cluster, &ends, &openings, &added, edges);
+    let mut rules = Vec::new();
+    for ((target, direction), directed) in openings {
+        for (key, opening) in directed {
+            let Some(evidence) = opening.gathered.of(ends.governed_by(target)) else {
+                continue;
+            };
+            rules.push(Rule {
+                policy: places[&target],
+                direction,
+                peer: key.peer.block(),
+                protocol: key.protocol,
+                port: key.port,
+                evidence,
+                edges: opening.edges,
+            });
+        }
+    }
+    rules.sort_by(|one, other| {
+        let key = |rule: &Rule| (rule.policy, rule.direction);
+        key(one)
+            .cmp(&key(other))
+            .then_with(|| one.peer.cmp(&other.peer))
+            .then_with(|| (one.protocol, one.port).cmp(&(other.protocol, other.port)))
+    });
+    Plan {
+        edges,
+        options,
+        ends,
+        policies,
+        rules,
+        notices: notices.into_iter().collect(),
+        until,
+    }
+}
+
+/// The ports and peers of one direction of one policy.
+type Directed = BTreeMap<Key, Opening>;
+
+/// One port of one peer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    peer: Other,
+    protocol: Protocol,
+    port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Other {
+    /// Covered by the rule for DNS.
+    Dns,
+    Peer(Peer),
+    /// May be merged with others.
+    External(IpAddr),
+}
+
+impl Other {
+    fn block(self) -> Option<Peer> {
+        match self {
+            Self::Dns => None,
+            Self::Peer(peer) => Some(peer),
+            Self::External(address) => Some(Peer::address(address)),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Opening {
+    gathered: Gathered,
+    edges: Vec<u32>,
+}
+
+struct Builder<'a> {
+    edges: &'a [Edge],
+    options: &'a Options,
+    ends: &'a Ends,
+    openings: BTreeMap<(TargetIndex, Direction), Directed>,
+    notices: BTreeSet<Notice>,
+}
+
+impl Builder<'_> {
+    fn add(&mut self, index: u32, left_out: Option<Reason>) {
+        let edge = &self.edges[index as usize];
+        let chosen = |endpoint: &Endpoint| {
+            endpoint
+                .namespace()
+                .is_some_and(|namespace| self.options.namespaces.contains(namespace))
+        };
+        if !chosen(&edge.client) && !chosen(&edge.server) {
+            return;
+        }
+        let ignores_node = self.options.own_node == OwnNode::Ignore;
+        let own_node = (ignores_node && is_from_own_node(edge)).then_some(Reason::OwnNode);
+        if let Some(reason) = own_node.or(left_out) {
+            self.notices.insert(Notice::new(edge, reason));
+            return;
+        }
+        for direction in [Direction::Egress, Direction::Ingress] {
+            if let Err(reason) = self.add_side(index, edge, direction) {
+                self.notices.insert(Notice::new(edge, reason));
+            }
+        }
+    }
+
+    fn add_side(&mut self, index: u32, edge: &Edge, direction: Direction) -> Result<(), Reason> {
+        let (client, server) = self.ends.of_edge(index);
+        let (inside, outside, address) = match direction {
+            Direction::Egress => (client, server, edge.server_address),
+            Direction::Ingress => (server, client, edge.client_address),
+        };
+        let targets = inside.targets.as_ref().map_err(|reason| *reason)?;
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let has_rule_for_dns = match direction {
+            Direction::Egress => true,
+            // Pods only: what comes from a node's network or from outside is not let in by the rule.
+            Direction::Ingress => {
+                matches!(&edge.client, Endpoint::Pod { pod, .. } if !pod.host_network)
+            }
+        };
+        let covered = has_rule_for_dns && self.options.allow_dns && is_cluster_dns(edge);
+        let mut peers = if covered {
+            vec![Other::Dns]
+        } else {
+            match outside.peers.as_ref().map_err(|reason| *reason)? {
+                Peers::These(peers) => peers.iter().cloned().map(Other::Peer).collect(),
+                Peers::Address | Peers::Unlabelled => vec![Other::Peer(Peer::address(address))],
+                Peers::External => vec![Other::External(address.to_canonical())],
+            }
+        };
+        if self.options.enforcer == Enforcer::WeaveNpc && peers.iter().any(is_ipv6) {
+            peers.retain(|peer| !is_ipv6(peer));
+            if peers.is_empty() {
+                return Err(Reason::Ipv6);
+            }
+            self.notices.insert(Notice::new(edge, Reason::Ipv6));
+        }
+        if !covered && matches!(outside.peers, Ok(Peers::Unlabelled)) {
+            self.notices.insert(Notice::new(edge, Reason::ByAddress));
+        }
+        for target in targets {
+            let directed = self.openings.entry((*target, direction)).or_default();
+            for peer in &peers {
+                let key = Key {
+                    peer: peer.clone(),
+                    protocol: edge.protocol,
+                    port: edge.port,
+                };
+                let opening = directed.entry(key).or_default();
+                opening.gathered.add(edge, inside.pod);
+                opening.edges.push(index);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why each edge is to have no rule, if it was seen too seldom or too long ago. Pods of one service or controller count as
+/// one, so that both ends of an edge are judged alike, and replicas do not make a connection rare.
+fn left_out(
+    edges: &[Edge],
+    ends: &Ends,
+    options: &Options,
+    until: Timestamp,
+) -> Vec<Option<Reason>> {
+    let since = match options.since {
+        None => Timestamp::default(),
+        Some(Since::At(time)) => time,
+        Some(Since::Last(duration)) => until.saturating_sub(duration),
+    };
+    let key = |index: u32, edge: &Edge| {
+        let (client, server) = ends.of_edge(index);
+        (client.group, server.group, edge.protocol, edge.port)
+    };
+    let mut sums = HashMap::<_, (u64, Timestamp)>::new();
+    for (index, edge) in (0_u32..).zip(edges) {
+        let (count, last_seen) = sums.entry(key(index, edge)).or_default();
+        *count = count.saturating_add(edge.count());
+        *last_seen = edge.last_seen.max(*last_seen);
+    }
+    let reason = |(index, edge)| {
+        let (count, last_seen) = sums[&key(index, edge)];
+        if last_seen < since {
+            Some(Reason::Old)
+        } else {
+            (count < options.min_count).then_some(Reason::Rare)
+        }
+    };
+    (0_u32..).zip(edges).map(reason).collect()
+}
+
+/// Puts the external addresses of one direction of a policy into blocks. Returns how many addresses these hold besides.
+fn merge_external(directed: &mut Directed, options: &Options) -> u128 {
+    let mut ports = BTreeMap::<IpAddr, BTreeSet<(Protocol, u16)>>::new();
+    for key in directed.keys() {
+        if let Other::External(address) = key.peer {
+            let ports = ports.entry(address).or_default();
+            ports.insert((key.protocol, key.port));
+        }
+    }
+    if ports.is_empty() {
+        return 0;
+    }
+    let merged = blocks::merge(ports, &options.blocks);
+    for (key, opening) in std::mem::take(directed) {
+        let peer = match key.peer {
+            Other::External(address) => match merged.blocks.get(&address) {
+                Some(block) => Other::Peer(Peer::Block(*block)),
+                None => Other::External(address),
+            },
+            other => other,
+        };
+        let known = directed.entry(Key { peer, ..key }).or_default();
+        known.gathered.join(opening.gathered);
+        known.edges.extend(opening.edges);
+        known.edges.sort_unstable();
+    }
+    merged.added
+}
+
+/// The policies sorted by namespace and name, and which of them is whose.
+fn drafts(
+    cluster: &Cluster<'_>,
+    ends: &Ends,
+    openings: &BTreeMap<(TargetIndex, Direction), Directed>,
+    added: &HashMap<TargetIndex, u128>,
+    edges: &[Edge],
+) -> (Vec<Draft>, HashMap<TargetIndex, usize>) {
+    let mut newest = BTreeMap::<TargetIndex, Timestamp>::new();
+    for ((target, _), directed) in openings {
+        let newest = newest.entry(*target).or_default();
+        for edge in directed.values().flat_map(|opening| &opening.edges) {
+            *newest = edges[*edge as usize].first_seen.max(*newest);
+        }
+    }
+    let mut targets: Vec<TargetIndex> = newest.keys().copied().collect();
+    targets.sort_by(|one, other| ends.target(*one).id.cmp(&ends.target(*other).id));
+    let names = name::names(targets.iter().map(|target| &ends.target(*target).id));
+    let mut drafts: Vec<(TargetIndex, Draft)> = targets
+        .into_iter()
+        .zip(names)
+        .map(|(index, name)| {
+            let draft = Draft {
+                name,
+                answers_dns: cluster.has_dns_in(ends.target(index)),
+                target: ends.target(index).clone(),
+                pods: ends.governed_by(index),
+                newest: newest[&index],
+                added_addresses: added.get(&index).copied().unwrap_or_default(),
+            };
+            (index, draft)
+        })
+        .collect();
+    drafts.sort_by(|(_, one), (_, other)| {
+        (one.namespace(), &one.name).cmp(&(other.namespace(), &other.name))
+    });
+    let places = drafts.iter().enumerate();
+    let places = places.map(|(place, (index, _))| (*index, place)).collect();
+    (drafts.into_iter().map(|(_, draft)| draft).collect(), places)
+}
+
+fn is_ipv6(peer: &Other) -> bool {
+    match peer {
+        Other::External(address) => address.is_ipv6(),
+        Other::Peer(Peer::Block(block)) => block.addr().is_ipv6(),
+        Other::Peer(Peer::Pods { .. }) | Other::Dns => false,
+    }
+}
+
+/// Whether the client is the node of the server's pod, or a pod in that node's network. Kubernetes always lets a pod's
+/// own node reach it, for the sake of kubelet's probes.
+pub(super) fn is_from_own_node(edge: &Edge) -> bool {
+    let Endpoint::Pod { pod: server, .. } = &edge.server else {
+        return false;
+    };
+    let node = match &edge.client {
+        Endpoint::Node(node) => Some(&node.name),
+        Endpoint::Pod { pod, .. } if pod.host_network => pod.node.as_ref(),
+        _ => None,
+    };
+    node.is_some() && node == server.node.as_ref() && !server.host_network
+}
+
+/// Whether the rule for DNS covers the edge.
+fn is_cluster_dns(edge: &Edge) -> bool {
+    let labels = match &edge.server {
+        Endpoint::Pod { pod, .. } if !pod.host_network => &pod.labels,
+        Endpoint::Service(service) => &service.selector,
+        _ => return false,
+    };
+    edge.port == manifest::DNS_PORT
+        && matches!(edge.protocol, Protocol::Tcp | Protocol::Udp)
+        && manifest::are_of_dns(labels)
+}

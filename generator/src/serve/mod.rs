@@ -1,0 +1,165 @@
+//! The running generator: `microshield serve`.
+//!
+//! Connections ([`crate::ingest`]) pass requests to the [`Keeper`], which owns ledger and store; the publisher asks the
+//! keeper for snapshots and writes the policy folder. All meet in bounded queues. It stops in the order in which data
+//! flows: no more connections, then the last batches into the store, then the last state of the folder.
+
+mod keeper;
+mod publish;
+mod round;
+
+use std::{future::Future, io, net::SocketAddr, path::PathBuf};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinError,
+};
+use tracing::{info, warn};
+
+use self::publish::Publisher;
+pub use self::{
+    keeper::{Keeper, Snapshot},
+    publish::{Publication, PublishError},
+    round::MAX_OBSERVATIONS,
+};
+use crate::{
+    folder::FolderError,
+    ingest::{self, Server},
+    store::{Store, StoreError},
+};
+
+/// What to serve.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where agents connect.
+    pub listen: SocketAddr,
+    /// Where the ledger is kept; without it, in memory.
+    pub data_dir: Option<PathBuf>,
+    /// The folder to keep up to date, if any.
+    pub publication: Option<Publication>,
+}
+
+/// Why the generator could not start, or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store cannot be opened, or has failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The policy folder cannot be written.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// A part of the generator has ended by a defect.
+    #[error("internal error: {0}")]
+    Task(#[from] JoinError),
+}
+
+/// A generator that has all it needs.
+#[derive(Debug)]
+pub struct Generator {
+    keeper: Keeper,
+    publisher: Option<Publisher>,
+    server: Server,
+}
+
+impl Generator {
+    /// Loads the ledger, brings the folder up to date with it, and takes the address.
+    ///
+    /// # Errors
+    /// If one of these cannot be done.
+    pub async fn start(config: Config) -> Result<Self, ServeError> {
+        let keeper = Keeper::load(open_store(config.data_dir).await?).await?;
+        let publisher = match config.publication {
+            Some(publication) => Some(first_publication(publication, &keeper).await?),
+            None => None,
+        };
+        let server = Server::bind(config.listen)
+            .await
+            .map_err(|source| ServeError::Listen {
+                address: config.listen,
+                source,
+            })?;
+        Ok(Self {
+            keeper,
+            publisher,
+            server,
+        })
+    }
+
+    /// Serves agents until `shutdown` is ready, then stores and publishes what it has, and returns.
+    ///
+    /// # Errors
+    /// If the store fails for good, or if the last state of the folder cannot be written.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let Self {
+            keeper,
+            publisher,
+            server,
+        } = self;
+        let address = server.address();
+        let (queue, requests) = ingest::queue();
+        let (wanted, snapshots) = mpsc::channel(1);
+        let (stop, stopping) = watch::channel(false);
+        let publishing =
+            publisher.map(|publisher| tokio::spawn(publisher.follow(keeper.revision(), wanted)));
+        let mut keeping = tokio::spawn(keeper.run(requests, snapshots));
+        let serving = tokio::spawn(server.run(queue, stopping));
+        info!(%address, "listening");
+
+        let mut kept = None;
+        tokio::select! {
+            () = shutdown => {}
+            // Before its end is asked for, the keeper ends when the store fails for good.
+            ended = &mut keeping => kept = Some(ended),
+        }
+        info!("stopping");
+        stop.send_replace(true);
+        serving.await?;
+        let kept = match kept {
+            Some(kept) => kept,
+            None => keeping.await,
+        };
+        let publisher = match publishing {
+            Some(publishing) => Some(publishing.await?),
+            None => None,
+        };
+        let last = kept??;
+        if let Some(mut publisher) = publisher {
+            publisher.publish(last).await?;
+        }
+        info!("stopped");
+        Ok(())
+    }
+}
+
+async fn open_store(data_dir: Option<PathBuf>) -> Result<Store, StoreError> {
+    match data_dir {
+        Some(directory) => Store::open(&directory).await,
+        None => {
+            warn!("the ledger is in memory only: a restart forgets it (--data-dir keeps it)");
+            Store::in_memory().await
+        }
+    }
+}
+
+/// Shows in the folder what the store has. A folder that cannot be written is found out here, before agents are let in.
+async fn first_publication(
+    publication: Publication,
+    keeper: &Keeper,
+) -> Result<Publisher, PublishError> {
+    std::fs::create_dir_all(&publication.folder).map_err(|error| FolderError::Io {
+        action: "create folder",
+        path: publication.folder.clone(),
+        error,
+    })?;
+    let mut publisher = Publisher::new(publication);
+    publisher.publish(keeper.snapshot()).await?;
+    Ok(publisher)
+}

@@ -1,0 +1,177 @@
+//! Keeping the policy folder up to date.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinError,
+    time::{Instant, sleep},
+};
+use tracing::{error, info, warn};
+
+use super::keeper::{Snapshot, SnapshotRequest};
+use crate::{
+    folder::{self, Changes, FolderError},
+    policy::{self, Notice, Options, Reason, UDP_IS_NOT_SEEN},
+};
+
+/// The least time between two looks at the ledger: flows come in every second, and most change no policy.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How many times as long to pause as the last look and its files took: a large ledger must not keep the keeper from its
+/// batches.
+const PAUSE_FACTOR: u32 = 4;
+
+/// What is published, and where.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// The folder that `kubectl apply -f` is pointed at.
+    pub folder: PathBuf,
+    /// How its policies are made.
+    pub options: Options,
+}
+
+/// Why the folder could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The folder could not be written.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A policy cannot be expressed in YAML.
+    #[error("cannot write a policy as YAML: {0}")]
+    Yaml(#[from] serde_json::Error),
+    /// The task that wrote it did not come to its end.
+    #[error("cannot write the folder: {0}")]
+    Task(#[from] JoinError),
+}
+
+/// Brings a folder up to date.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    publication: Arc<Publication>,
+    /// The revision of the ledger that the folder shows.
+    shown: Option<u64>,
+    /// How many notices of each reason were logged last.
+    noticed: Option<BTreeMap<Reason, usize>>,
+    /// Whether the last attempt failed: a folder that cannot be written stays so for a while, and is logged once.
+    failing: bool,
+}
+
+impl Publisher {
+    pub(super) fn new(publication: Publication) -> Self {
+        Self {
+            publication: Arc::new(publication),
+            shown: None,
+            noticed: None,
+            failing: false,
+        }
+    }
+
+    /// Brings the folder up to date with a snapshot.
+    ///
+    /// As long as nothing was seen of the chosen namespaces, the folder is left as it is: neither a generator that has
+    /// just started and remembers nothing nor a mistyped namespace may take away the policies that are there.
+    pub(super) async fn publish(&mut self, snapshot: Snapshot) -> Result<(), PublishError> {
+        if self.shown == Some(snapshot.revision) {
+            return Ok(());
+        }
+        let revision = snapshot.revision;
+        let publication = Arc::clone(&self.publication);
+        // Making the policies is work for the processor, writing them for the disk.
+        let write = move || {
+            let plan = policy::plan(&snapshot.edges, &publication.options);
+            let namespaces = &publication.options.namespaces;
+            let files = plan.files(&plan.all())?;
+            if files.is_empty() {
+                return Ok(None);
+            }
+            let changes = folder::write(&publication.folder, &files, namespaces)?;
+            report(&publication, &snapshot, files.len(), &changes);
+            Ok::<_, PublishError>(Some(counts(&plan.notices)))
+        };
+        if let Some(noticed) = tokio::task::spawn_blocking(write).await?? {
+            self.notice(noticed);
+        }
+        self.shown = Some(revision);
+        self.failing = false;
+        Ok(())
+    }
+
+    /// One line for each reason whose notices have changed in number.
+    fn notice(&mut self, counts: BTreeMap<Reason, usize>) {
+        let before = self.noticed.get_or_insert_with(|| {
+            warn!("{UDP_IS_NOT_SEEN}");
+            BTreeMap::new()
+        });
+        for (reason, edges) in &counts {
+            if before.get(reason) != Some(edges) {
+                info!(edges, %reason, "notice");
+            }
+        }
+        for reason in before.keys().filter(|reason| !counts.contains_key(*reason)) {
+            info!(edges = 0, %reason, "notice");
+        }
+        *before = counts;
+    }
+
+    /// Publishes each change until the keeper has ended.
+    pub(super) async fn follow(
+        mut self,
+        mut revision: watch::Receiver<u64>,
+        snapshots: mpsc::Sender<SnapshotRequest>,
+    ) -> Self {
+        loop {
+            let start = Instant::now();
+            let (wanted, snapshot) = oneshot::channel();
+            if snapshots.send(wanted).await.is_err() {
+                return self;
+            }
+            let Ok(snapshot) = snapshot.await else {
+                return self;
+            };
+            if let Err(failure) = self.publish(snapshot).await {
+                if !self.failing {
+                    error!(error = %failure, "policy folder is not up to date");
+                }
+                self.failing = true;
+            }
+            tokio::select! {
+                () = sleep(PAUSE.max(start.elapsed() * PAUSE_FACTOR)) => {}
+                () = snapshots.closed() => return self,
+            }
+            if !self.failing && revision.changed().await.is_err() {
+                return self;
+            }
+        }
+    }
+}
+
+fn counts(notices: &[Notice]) -> BTreeMap<Reason, usize> {
+    let mut counts = BTreeMap::new();
+    for notice in notices {
+        *counts.entry(notice.reason).or_default() += 1;
+    }
+    counts
+}
+
+/// One line, where there is something to say.
+fn report(publication: &Publication, snapshot: &Snapshot, policies: usize, changes: &Changes) {
+    if changes.written.is_empty() && changes.removed.is_empty() {
+        return;
+    }
+    info!(
+        folder = %publication.folder.display(),
+        policies,
+        written = changes.written.len(),
+        removed = changes.removed.len(),
+        edges = snapshot.edges.len(),
+        lost = snapshot.losses.total(),
+        "policy folder is up to date"
+    );
+    if !snapshot.losses.is_empty() {
+        warn!(
+            lost = snapshot.losses.total(),
+            "observations were lost: the policies may lack rules for connections that nobody saw"
+        );
+    }
+}

@@ -1,0 +1,155 @@
+//! What a group of batches does to the state.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use flow::{
+    observations::ObservationKey,
+    time::Timestamp,
+    wire::{Batch, Hello, Window},
+};
+
+use crate::store::{Changes, State, Turn};
+
+/// The most observations that the ledger holds: what a cluster of ten thousand pods makes, each with fifty peers, seen
+/// from both ends. A new one beyond it is counted as lost; the known ones go on.
+pub const MAX_OBSERVATIONS: usize = 1_000_000;
+
+/// The reason under which it is counted.
+const LEDGER_FULL: &str = "ledger_full";
+
+/// The reason that is counted once for an instance whose first batches were acknowledged by some other ledger: one that
+/// was in memory, before the generator started again. How many observations were in them nobody knows.
+const BATCHES_BEFORE: &str = "batches_before_this_ledger";
+
+/// What became of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is part of the state now.
+    Applied,
+    /// It was before.
+    Known,
+    /// It must not be, for this reason.
+    Refused(String),
+}
+
+/// The entries of the state that batches have changed since the last commit.
+#[derive(Debug)]
+pub(super) struct Round {
+    max_observations: usize,
+    observations: HashSet<ObservationKey>,
+    agents: BTreeSet<String>,
+    /// By node and reason, what this round adds.
+    losses: BTreeMap<(String, String), u64>,
+    forgotten: Vec<String>,
+}
+
+impl Round {
+    pub(super) fn new(max_observations: usize) -> Self {
+        Self {
+            max_observations,
+            observations: HashSet::new(),
+            agents: BTreeSet::new(),
+            losses: BTreeMap::new(),
+            forgotten: Vec::new(),
+        }
+    }
+
+    /// Adds a batch to the state, if it is its turn.
+    pub(super) fn apply(
+        &mut self,
+        state: &mut State,
+        hello: &Hello,
+        batch: Batch,
+        now: Timestamp,
+    ) -> Verdict {
+        let sequence = batch.sequence;
+        match state.agents.turn(&hello.instance, sequence) {
+            Turn::Known => return Verdict::Known,
+            Turn::Gap { expected } => {
+                return Verdict::Refused(format!(
+                    "batch {sequence} leaves a gap: batch {expected} is the next of this instance"
+                ));
+            }
+            Turn::Late => self.lose(state, hello, BATCHES_BEFORE, 1, batch.window),
+            Turn::Next => {}
+        }
+        for (reason, &count) in &batch.losses {
+            self.lose(state, hello, reason, count, batch.window);
+        }
+        for record in batch.flows {
+            let full = state.ledger.len() >= self.max_observations;
+            if full && state.ledger.get(&ObservationKey::of(&record)).is_none() {
+                self.lose(state, hello, LEDGER_FULL, record.count, batch.window);
+            } else {
+                self.observations.insert(state.ledger.observe(record));
+            }
+        }
+        state.agents.advance(hello, sequence, now);
+        self.agents.insert(hello.instance.clone());
+        Verdict::Applied
+    }
+
+    /// By node and reason, how many observations the batches of this round said to be lost, or lost here.
+    pub(super) fn losses(&self) -> impl Iterator<Item = (&str, &str, u64)> {
+        self.losses
+            .iter()
+            .map(|((node, reason), count)| (node.as_str(), reason.as_str(), *count))
+    }
+
+    /// Forgets other instances if there are too many, but not those that `keep` wants.
+    pub(super) fn make_room_for(
+        &mut self,
+        state: &mut State,
+        instance: &str,
+        keep: impl Fn(&str) -> bool,
+    ) {
+        self.forgotten
+            .extend(state.agents.make_room_for(instance, keep));
+    }
+
+    /// Forgets the instances that were last seen before `time`, but for those that `keep` wants.
+    pub(super) fn forget_before(
+        &mut self,
+        state: &mut State,
+        time: Timestamp,
+        keep: impl Fn(&str) -> bool,
+    ) {
+        self.forgotten
+            .extend(state.agents.forget_before(time, keep));
+    }
+
+    /// What is to be written.
+    pub(super) fn changes<'a>(&'a self, state: &'a State) -> Changes<'a> {
+        Changes {
+            observations: self
+                .observations
+                .iter()
+                .filter_map(|key| Some((key, state.ledger.get(key)?)))
+                .collect(),
+            agents: self
+                .agents
+                .iter()
+                .filter_map(|instance| Some((instance.as_str(), state.agents.get(instance)?)))
+                .collect(),
+            losses: self
+                .losses
+                .keys()
+                .filter_map(|kind| {
+                    Some((kind.0.as_str(), kind.1.as_str(), state.losses.get(kind)?))
+                })
+                .collect(),
+            forgotten: &self.forgotten,
+        }
+    }
+
+    fn lose(&mut self, state: &mut State, hello: &Hello, reason: &str, count: u64, window: Window) {
+        if count > 0 {
+            let kind = state.losses.add(&hello.node, reason, count, window);
+            let lost = self.losses.entry(kind).or_default();
+            *lost = lost.saturating_add(count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

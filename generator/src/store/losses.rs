@@ -1,0 +1,121 @@
+//! What was not seen, and is known not to have been seen.
+
+use std::collections::BTreeMap;
+
+use flow::wire::Window;
+
+/// The most pairs of node and reason that are told apart; a real cluster has a dozen reasons a node.
+const MAX_KINDS: usize = 1 << 16;
+
+/// Where losses are counted once there are too many kinds to tell apart.
+const OTHER: &str = "other";
+
+/// Lost observations by node and reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Losses(BTreeMap<(String, String), Loss>);
+
+/// Observations of one node lost for one reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// How many.
+    pub count: u64,
+    /// From the start of the first window with such a loss to the end of the last.
+    pub window: Window,
+}
+
+impl Losses {
+    /// Adds to the losses of a node; returns the node and reason under which they are counted.
+    pub fn add(
+        &mut self,
+        node: &str,
+        reason: &str,
+        count: u64,
+        window: Window,
+    ) -> (String, String) {
+        let mut kind = (node.to_owned(), reason.to_owned());
+        if self.0.len() >= MAX_KINDS && !self.0.contains_key(&kind) {
+            kind = (OTHER.to_owned(), OTHER.to_owned());
+        }
+        let loss = self
+            .0
+            .entry(kind.clone())
+            .or_insert(Loss { count: 0, window });
+        loss.count = loss.count.saturating_add(count);
+        loss.window.from = loss.window.from.min(window.from);
+        loss.window.to = loss.window.to.max(window.to);
+        kind
+    }
+
+    /// The loss counted under a node and reason.
+    #[must_use]
+    pub fn get(&self, kind: &(String, String)) -> Option<&Loss> {
+        self.0.get(kind)
+    }
+
+    /// All losses, by node and reason.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str, &Loss)> {
+        self.0
+            .iter()
+            .map(|((node, reason), loss)| (node.as_str(), reason.as_str(), loss))
+    }
+
+    /// How many observations were lost in all.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0
+            .values()
+            .fold(0, |sum, loss| sum.saturating_add(loss.count))
+    }
+
+    /// Whether nothing was lost.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flow::time::Timestamp;
+
+    use super::*;
+
+    fn window(from: u64, to: u64) -> Window {
+        Window {
+            from: Timestamp::from_nanos(from),
+            to: Timestamp::from_nanos(to),
+        }
+    }
+
+    #[test]
+    fn equal_losses_are_added_up_over_all_their_windows() {
+        let mut losses = Losses::default();
+        losses.add("node-1", "ring_full", 2, window(5, 6));
+        losses.add("node-1", "ring_full", u64::MAX, window(1, 2));
+        losses.add("node-2", "ring_full", 1, window(3, 4));
+        let all: Vec<_> = losses
+            .iter()
+            .map(|(node, _, loss)| (node, loss.count, loss.window))
+            .collect();
+        assert_eq!(
+            all,
+            [
+                ("node-1", u64::MAX, window(1, 6)),
+                ("node-2", 1, window(3, 4))
+            ]
+        );
+        assert_eq!(losses.total(), u64::MAX);
+    }
+
+    #[test]
+    fn made_up_reasons_do_not_swell_it() {
+        let mut losses = Losses::default();
+        for number in 0..MAX_KINDS + 10 {
+            losses.add("node-1", &number.to_string(), 1, window(1, 1));
+        }
+        assert_eq!(losses.iter().count(), MAX_KINDS + 1);
+        let other = (OTHER.to_owned(), OTHER.to_owned());
+        assert_eq!(losses.get(&other).unwrap().count, 10);
+        assert_eq!(losses.total(), (MAX_KINDS + 10) as u64);
+    }
+}

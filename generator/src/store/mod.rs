@@ -1,0 +1,296 @@
+//! The store: the ledger on disk, and with it what keeps it exact over restarts.
+//!
+//! A batch's flows and the number of the batch are written in one transaction, so that after any crash the ledger has
+//! either both or neither. The database is SQLite in the file `ledger.db` of the data directory, or in memory.
+
+mod agents;
+mod error;
+mod lock;
+mod losses;
+mod schema;
+mod write;
+
+use std::{path::Path, time::Duration};
+
+use flow::{record::FlowRecord, time::Timestamp, wire::Window};
+use futures_util::TryStreamExt as _;
+use sqlx::{
+    ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
+
+use self::{lock::DirectoryLock, schema::Found};
+use crate::ledger::Ledger;
+
+pub use self::{
+    agents::{Agent, Agents, Turn},
+    error::StoreError,
+    losses::{Loss, Losses},
+    write::Changes,
+};
+
+/// The database's name in the data directory.
+const FILE_NAME: &str = "ledger.db";
+
+/// How long to wait for another process that reads the database: it holds back no more than a checkpoint.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Everything that the generator knows: what is in the store, and in memory while it runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// The observations.
+    pub ledger: Ledger,
+    /// Whose batches are in it.
+    pub agents: Agents,
+    /// What the agents said that they lost.
+    pub losses: Losses,
+}
+
+/// The database of one data directory.
+#[derive(Debug)]
+pub struct Store {
+    connection: SqliteConnection,
+    /// The database's file, for messages.
+    path: String,
+    _lock: Option<DirectoryLock>,
+}
+
+impl Store {
+    /// Opens the ledger of a data directory, which is created if it does not exist; an older schema is brought up to
+    /// date.
+    ///
+    /// # Errors
+    /// If the directory cannot be used or is in use, or what is in it is no ledger, or one of a newer version.
+    pub async fn open(directory: &Path) -> Result<Self, StoreError> {
+        let lock = DirectoryLock::take(directory)?;
+        let options = SqliteConnectOptions::new()
+            .filename(directory.join(FILE_NAME))
+            .create_if_missing(true)
+            // Readers do not block the writer, nor it them.
+            .journal_mode(SqliteJournalMode::Wal)
+            // `Normal` would sync the log at checkpoints only: a power loss could take back batches that were
+            // acknowledged, and that the agent has therefore thrown away.
+            .synchronous(SqliteSynchronous::Full);
+        let mut store = Self::connect(options, &directory.join(FILE_NAME), Some(lock)).await?;
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    /// A ledger that is forgotten with the process.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub async fn in_memory() -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new().in_memory(true);
+        let mut store = Self::connect(options, Path::new("in memory"), None).await?;
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    /// Opens the ledger of a data directory for reading, also while another process writes it.
+    ///
+    /// # Errors
+    /// If there is no ledger, or one of another version.
+    pub async fn open_read_only(directory: &Path) -> Result<Self, StoreError> {
+        let file = directory.join(FILE_NAME);
+        let exists = file.try_exists().map_err(|source| StoreError::Directory {
+            path: directory.to_owned(),
+            source,
+        })?;
+        if !exists {
+            return Err(StoreError::Missing {
+                path: directory.to_owned(),
+            });
+        }
+        let options = SqliteConnectOptions::new().filename(&file).read_only(true);
+        let mut store = Self::connect(options, &file, None).await?;
+        match store.version().await? {
+            schema::VERSION => Ok(store),
+            // A process that has just created the file has not written the tables yet.
+            0 => Err(StoreError::Missing {
+                path: directory.to_owned(),
+            }),
+            found => Err(StoreError::OlderSchema {
+                path: store.path,
+                found,
+                known: schema::VERSION,
+            }),
+        }
+    }
+
+    /// Reads everything, as it was at one moment.
+    ///
+    /// # Errors
+    /// If the database cannot be read, or holds what this program did not write.
+    pub async fn load(&mut self) -> Result<State, StoreError> {
+        let failed = database_error(&self.path, "read");
+        let mut snapshot = self.connection.begin().await.map_err(&failed)?;
+        let state = State {
+            ledger: read_ledger(&mut snapshot, &self.path).await?,
+            agents: read_agents(&mut snapshot).await.map_err(&failed)?,
+            losses: read_losses(&mut snapshot).await.map_err(&failed)?,
+        };
+        snapshot.rollback().await.map_err(&failed)?;
+        Ok(state)
+    }
+
+    /// Writes changes: all of them or, if it fails, none. When this returns they survive a power loss.
+    ///
+    /// # Errors
+    /// If the database cannot be written. Should even the outcome be unknown, [`Store::load`] tells the truth.
+    pub async fn commit(&mut self, changes: &Changes<'_>) -> Result<(), StoreError> {
+        write::commit(&mut self.connection, changes)
+            .await
+            .map_err(database_error(&self.path, "write"))
+    }
+
+    /// Closes the database properly, so that its log is folded into its file.
+    ///
+    /// # Errors
+    /// If that fails; nothing that was committed is lost.
+    pub async fn close(self) -> Result<(), StoreError> {
+        self.connection
+            .close()
+            .await
+            .map_err(database_error(&self.path, "close"))
+    }
+
+    async fn connect(
+        options: SqliteConnectOptions,
+        file: &Path,
+        lock: Option<DirectoryLock>,
+    ) -> Result<Self, StoreError> {
+        let path = file.display().to_string();
+        let connection = options
+            .busy_timeout(BUSY_TIMEOUT)
+            .disable_statement_logging()
+            .connect()
+            .await
+            .map_err(database_error(&path, "open"))?;
+        Ok(Self {
+            connection,
+            path,
+            _lock: lock,
+        })
+    }
+
+    async fn migrate(&mut self) -> Result<(), StoreError> {
+        let from = self.version().await?;
+        if from == schema::VERSION {
+            return Ok(());
+        }
+        schema::migrate(&mut self.connection, from)
+            .await
+            .map_err(database_error(&self.path, "bring up to date"))
+    }
+
+    /// The version of the schema; 0 if there is none.
+    async fn version(&mut self) -> Result<u32, StoreError> {
+        let found = schema::inspect(&mut self.connection)
+            .await
+            .map_err(database_error(&self.path, "read"))?;
+        match found {
+            Found::Version(version) if version <= schema::VERSION => Ok(version),
+            Found::Version(found) => Err(StoreError::NewerSchema {
+                path: self.path.clone(),
+                found,
+                known: schema::VERSION,
+            }),
+            Found::Foreign => Err(StoreError::Foreign {
+                path: self.path.clone(),
+                reason: "it has other tables",
+            }),
+        }
+    }
+}
+
+/// Reads the state from a data directory, whether or not a generator is running on it.
+///
+/// # Errors
+/// As for [`Store::open_read_only`] and [`Store::load`].
+pub async fn read(directory: &Path) -> Result<State, StoreError> {
+    let mut store = Store::open_read_only(directory).await?;
+    let state = store.load().await?;
+    store.close().await?;
+    Ok(state)
+}
+
+async fn read_ledger(connection: &mut SqliteConnection, path: &str) -> Result<Ledger, StoreError> {
+    let mut ledger = Ledger::default();
+    let mut rows = sqlx::query("SELECT key, record FROM observations").fetch(connection);
+    let failed = database_error(path, "read");
+    while let Some(row) = rows.try_next().await.map_err(&failed)? {
+        let key: String = row.try_get(0).map_err(&failed)?;
+        let record: &str = row.try_get(1).map_err(&failed)?;
+        let record: FlowRecord = match serde_json::from_str(record) {
+            Ok(record) => record,
+            Err(source) => {
+                return Err(StoreError::Record {
+                    path: path.to_owned(),
+                    key,
+                    source,
+                });
+            }
+        };
+        let expected = ledger.observe(record).to_string();
+        if key != expected {
+            return Err(StoreError::Misfiled {
+                path: path.to_owned(),
+                key,
+                expected,
+            });
+        }
+    }
+    Ok(ledger)
+}
+
+async fn read_agents(connection: &mut SqliteConnection) -> sqlx::Result<Agents> {
+    let mut agents = Agents::default();
+    let mut rows =
+        sqlx::query("SELECT instance, node, version, last_sequence, last_seen_ns FROM agents")
+            .fetch(connection);
+    while let Some(row) = rows.try_next().await? {
+        let agent = Agent {
+            node: row.try_get(1)?,
+            version: row.try_get(2)?,
+            last_sequence: row.try_get::<i64, _>(3)?.cast_unsigned(),
+            last_seen: time(row.try_get(4)?),
+        };
+        agents.insert(row.try_get(0)?, agent);
+    }
+    Ok(agents)
+}
+
+async fn read_losses(connection: &mut SqliteConnection) -> sqlx::Result<Losses> {
+    let mut losses = Losses::default();
+    let mut rows =
+        sqlx::query("SELECT node, reason, count, window_from_ns, window_to_ns FROM losses")
+            .fetch(connection);
+    while let Some(row) = rows.try_next().await? {
+        let window = Window {
+            from: time(row.try_get(3)?),
+            to: time(row.try_get(4)?),
+        };
+        let count = row.try_get::<i64, _>(2)?.cast_unsigned();
+        losses.add(row.try_get(0)?, row.try_get(1)?, count, window);
+    }
+    Ok(losses)
+}
+
+fn time(nanos: i64) -> Timestamp {
+    Timestamp::from_nanos(nanos.cast_unsigned())
+}
+
+fn database_error<'a>(
+    path: &'a str,
+    action: &'static str,
+) -> impl Fn(sqlx::Error) -> StoreError + 'a {
+    move |source| StoreError::Database {
+        path: path.to_owned(),
+        action,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests;

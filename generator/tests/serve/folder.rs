@@ -1,0 +1,194 @@
+//! The policy folder follows the flows.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use flow::record::FlowRecord;
+
+use crate::{
+    client::{Client, batch, flow},
+    generator::{Generator, PATIENCE},
+};
+
+fn files(folder: &Path) -> BTreeMap<String, String> {
+    fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            (name, fs::read_to_string(path).unwrap())
+        })
+        .collect()
+}
+
+/// Waits until the folder's files are these.
+fn wait_for_files(folder: &Path, names: &[&str]) -> BTreeMap<String, String> {
+    let start = Instant::now();
+    loop {
+        let files = files(folder);
+        if files.keys().eq(names) {
+            return files;
+        }
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{:?}, not {names:?}",
+            files.keys()
+        );
+        sleep(Duration::from_millis(20));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn follows_the_flows() {
+    let data = tempfile::tempdir().unwrap();
+    let policies = tempfile::tempdir().unwrap();
+    let folder = policies.path().join("shop");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("own.yaml"), "mine: true\n").unwrap();
+    let args = [
+        "-o",
+        folder.to_str().unwrap(),
+        "-n",
+        "shop",
+        "-g",
+        "svc",
+        "--forbid-dns",
+    ];
+    let generator = Generator::on(data.path(), &args);
+    let (mut agent, _) = Client::join(generator.address, "one").await;
+    assert_eq!(files(&folder).len(), 1);
+
+    agent.deliver(1, vec![flow("web", "db", 5432, 1)]).await;
+    let first = wait_for_files(&folder, &["own.yaml", "policy-db.yaml", "policy-web.yaml"]);
+    assert!(first["policy-db.yaml"].contains("port: 5432"), "{first:?}");
+    assert!(
+        !first["policy-web.yaml"].contains("port: 53\n"),
+        "{first:?}"
+    );
+    let before = fs::metadata(folder.join("policy-db.yaml"))
+        .unwrap()
+        .modified()
+        .unwrap();
+
+    agent.deliver(2, vec![flow("web", "cache", 6379, 1)]).await;
+    let names = [
+        "own.yaml",
+        "policy-cache.yaml",
+        "policy-db.yaml",
+        "policy-web.yaml",
+    ];
+    let second = wait_for_files(&folder, &names);
+    assert!(
+        second["policy-cache.yaml"].contains("port: 6379"),
+        "{second:?}"
+    );
+    let after = fs::metadata(folder.join("policy-db.yaml"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    assert_eq!(before, after, "an unchanged policy was written again");
+    assert_eq!(second["own.yaml"], "mine: true\n");
+
+    // A restart knows what was: a policy that somebody removed is back before the first agent is.
+    generator.kill();
+    fs::remove_file(folder.join("policy-db.yaml")).unwrap();
+    let _generator = Generator::on(data.path(), &args);
+    assert_eq!(files(&folder).len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn is_final_after_sigterm() {
+    /// So many policies that not all of them come with the first look at the ledger.
+    const BATCHES: u64 = 40;
+    let data = tempfile::tempdir().unwrap();
+    let policies = tempfile::tempdir().unwrap();
+    let folder = policies.path().join("all");
+    let args = ["-o", folder.to_str().unwrap(), "-A", "-g", "svc"];
+    let generator = Generator::on(data.path(), &args);
+    let (mut agent, _) = Client::join(generator.address, "one").await;
+    for sequence in 1..=BATCHES {
+        let server = format!("db-{sequence}");
+        let flows: Vec<FlowRecord> = vec![flow("web", &server, 5432, 1)];
+        agent.deliver(sequence, flows).await;
+    }
+    // This one is on its way: it is stored or not, and then the folder has it or not.
+    agent
+        .say(&batch(BATCHES + 1, vec![flow("web", "last", 5432, 1)]))
+        .await;
+    let (status, took) = generator.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert!(took < Duration::from_secs(5), "took {took:?}");
+    let stored = crate::generator::export(data.path()).len();
+    assert!(stored as u64 >= BATCHES);
+    assert_eq!(
+        files(&folder).len(),
+        stored + 1,
+        "a policy for each server, and for `web`"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keeps_its_rules_over_a_restart() {
+    let data = tempfile::tempdir().unwrap();
+    let policies = tempfile::tempdir().unwrap();
+    let args = ["-o", policies.path().to_str().unwrap(), "-A"];
+    let generator = Generator::on(data.path(), &args);
+    let (mut agent, _) = Client::join(generator.address, "one").await;
+    agent.deliver(1, vec![flow("web", "db", 5432, 1)]).await;
+    assert!(generator.terminate().0.success());
+    let before = files(policies.path());
+    assert_eq!(before.len(), 2);
+
+    let generator = Generator::on(data.path(), &args);
+    let (mut agent, _) = Client::join(generator.address, "two").await;
+    agent.deliver(1, vec![flow("web", "cache", 6379, 1)]).await;
+    assert!(generator.terminate().0.success());
+    let after = files(policies.path());
+    assert_eq!(after.len(), 3);
+    for (name, text) in &before {
+        let lost: Vec<&str> = text
+            .lines()
+            .filter(|line| !after[name].contains(line))
+            .collect();
+        assert_eq!(lost, [""; 0], "{name}");
+    }
+
+    // A ledger that knows nothing of the namespaces takes nothing away.
+    let empty = tempfile::tempdir().unwrap();
+    assert!(Generator::on(empty.path(), &args).terminate().0.success());
+    assert_eq!(files(policies.path()), after);
+}
+
+#[test]
+fn needs_a_ledger_that_remembers() {
+    let policies = tempfile::tempdir().unwrap();
+    let output = crate::generator::run(&["serve", "-A", "-o", policies.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("--data-dir <DIR>"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn must_be_one() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let output = crate::generator::run(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        data.path().to_str().unwrap(),
+        "-A",
+        "-o",
+        file.path().to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot create folder"));
+}
