@@ -1,0 +1,175 @@
+//! The real agent, started beside a lab.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use flow::record::FlowRecord;
+use nix::sys::signal::Signal;
+
+use crate::{
+    generator::Generator,
+    lab::Lab,
+    process::{PATIENCE, Process, binary},
+};
+
+/// A running `microshield-agent`, which is one node's.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+}
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    node: String,
+    args: Vec<String>,
+    hidden: Option<&'static str>,
+}
+
+/// The form of an agent's kernel hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hooks {
+    /// BTF tracepoints.
+    Btf,
+    /// Classic tracepoints.
+    Classic,
+    /// Classic tracepoints on a kernel that does not describe its types.
+    ClassicWithoutTypes,
+}
+
+/// Where the kernel describes its types.
+const TYPES: &str = "/sys/kernel/btf";
+
+/// What an agent reported from its start to its end.
+#[derive(Debug)]
+pub struct Capture {
+    /// The records that it printed.
+    pub records: Vec<FlowRecord>,
+    /// What it says it lost, by reason.
+    pub losses: BTreeMap<String, u64>,
+}
+
+impl fmt::Display for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Btf => "btf",
+            Self::Classic => "classic",
+            Self::ClassicWithoutTypes => "classic without types",
+        })
+    }
+}
+
+impl AgentOptions {
+    /// An agent for a node that prints its records.
+    #[must_use]
+    pub fn stdout(node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            args: vec!["--stdout".into()],
+            hidden: None,
+        }
+    }
+
+    /// An agent for a node that streams to a generator.
+    #[must_use]
+    pub fn streaming(node: &str, generator: &Generator) -> Self {
+        Self {
+            node: node.to_owned(),
+            args: vec!["--generator".into(), generator.agents_url()],
+            hidden: None,
+        }
+    }
+
+    /// Chooses the form of its kernel hooks.
+    #[must_use]
+    pub fn hooks(mut self, hooks: Hooks) -> Self {
+        self.hidden = (hooks == Hooks::ClassicWithoutTypes).then_some(TYPES);
+        self.arg(
+            "--hooks",
+            match hooks {
+                Hooks::Btf => "btf",
+                Hooks::Classic | Hooks::ClassicWithoutTypes => "classic",
+            },
+        )
+    }
+
+    /// Adds an argument and its value.
+    #[must_use]
+    pub fn arg(mut self, flag: &str, value: &str) -> Self {
+        self.args.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+}
+
+impl Agent {
+    /// Starts it and waits until it captures.
+    ///
+    /// # Errors
+    /// If it does not come to that.
+    pub fn start(lab: &Lab, options: &AgentOptions) -> Result<Self> {
+        let agent = Self::spawn(lab, options)?;
+        agent
+            .process
+            .wait_stderr(|line| line.contains("capturing"))?;
+        Ok(agent)
+    }
+
+    /// Starts it and waits for nothing.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn(lab: &Lab, options: &AgentOptions) -> Result<Self> {
+        let root = lab.cgroup_root(&options.node);
+        std::fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
+        let args = [
+            "--node-name".to_owned(),
+            options.node.clone(),
+            "--topology".to_owned(),
+            format!("file={}", lab.topology().display()),
+            "--cgroup-root".to_owned(),
+            root.display().to_string(),
+        ];
+        let args = args.iter().chain(&options.args);
+        let process = lab.host().exec_without(
+            options.hidden.map(Path::new),
+            &binary("microshield-agent")?,
+            args,
+        )?;
+        Ok(Self { process })
+    }
+
+    /// The program.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Lets it drain a last time and end.
+    ///
+    /// # Errors
+    /// If it does not end well, or prints what is no flow record.
+    pub fn stop(mut self) -> Result<Capture> {
+        self.process.signal(Signal::SIGTERM)?;
+        let status = self.process.wait(PATIENCE)?;
+        let log = self.process.stderr();
+        ensure!(status.success(), "the agent: {status}\n{}", log.join("\n"));
+        let end = log
+            .iter()
+            .find(|line| line.contains("capture ended"))
+            .context("the agent did not log `capture ended`")?;
+        let (_, losses) = end
+            .split_once("losses=")
+            .with_context(|| format!("no losses in {end}"))?;
+        let losses = serde_json::Deserializer::from_str(losses)
+            .into_iter()
+            .next()
+            .context("empty losses")?
+            .with_context(|| end.clone())?;
+        let records = self
+            .process
+            .stdout()
+            .iter()
+            .map(|line| serde_json::from_str(line).with_context(|| line.clone()))
+            .collect::<Result<_>>()?;
+        Ok(Capture { records, losses })
+    }
+}

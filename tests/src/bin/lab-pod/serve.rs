@@ -1,0 +1,130 @@
+//! The serving side.
+
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{call::announce, target::Target};
+
+/// Enough for a thread that answers a byte.
+const STACK_BYTES: usize = 128 << 10;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// TCP ports to listen on.
+    #[arg(long, value_delimiter = ',')]
+    tcp: Vec<u16>,
+    /// TCP ports to listen on, where every connection is reset as soon as it is accepted.
+    #[arg(long, value_delimiter = ',')]
+    reset: Vec<u16>,
+    /// UDP ports to answer on.
+    #[arg(long, value_delimiter = ',')]
+    udp: Vec<u16>,
+    /// The address to listen on; `::` takes IPv4 as well.
+    #[arg(long, default_value_t = IpAddr::V6(Ipv6Addr::UNSPECIFIED))]
+    bind: IpAddr,
+    /// What to call, once each, before a byte is answered.
+    #[arg(long)]
+    call: Vec<Target>,
+}
+
+/// Serves until this program is ended.
+pub(crate) fn run(options: Options) -> Result<()> {
+    let calls: Arc<[Target]> = options.call.into();
+    for port in options.tcp {
+        let address = SocketAddr::new(options.bind, port);
+        let listener = listen(address).with_context(|| address.to_string())?;
+        let calls = Arc::clone(&calls);
+        thread::spawn(move || accept(&listener, &calls));
+    }
+    for port in options.reset {
+        let address = SocketAddr::new(options.bind, port);
+        let listener = listen(address).with_context(|| address.to_string())?;
+        thread::spawn(move || reset(&listener));
+    }
+    for port in options.udp {
+        let address = SocketAddr::new(options.bind, port);
+        let socket = UdpSocket::bind(address).with_context(|| address.to_string())?;
+        thread::spawn(move || echo(&socket));
+    }
+    announce()?;
+    loop {
+        thread::park();
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    // The most that the kernel allows by default: a burst of callers must not see a full queue.
+    socket.listen(4096)?;
+    Ok(socket.into())
+}
+
+/// Blocks in `accept`, as the simplest servers do; each connection has a thread.
+fn accept(listener: &TcpListener, calls: &Arc<[Target]>) {
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                let calls = Arc::clone(calls);
+                let thread = thread::Builder::new().stack_size(STACK_BYTES);
+                if let Err(error) = thread.spawn(move || answer(stream, &calls)) {
+                    eprintln!("lab-pod: no thread for a connection: {error}");
+                }
+            }
+            Err(error) => eprintln!("lab-pod: accept: {error}"),
+        }
+    }
+}
+
+/// Closes each connection with a reset instead of a FIN.
+fn reset(listener: &TcpListener) {
+    loop {
+        let closed = listener
+            .accept()
+            .and_then(|(stream, _)| Socket::from(stream).set_linger(Some(Duration::ZERO)));
+        if let Err(error) = closed {
+            eprintln!("lab-pod: accept: {error}");
+        }
+    }
+}
+
+/// Answers until the caller closes. A caller that goes away is no matter of this side.
+fn answer(mut stream: TcpStream, calls: &[Target]) {
+    let mut byte = [0];
+    while stream.read_exact(&mut byte).is_ok() {
+        for target in calls {
+            if let Err(failure) = target.call(Duration::from_secs(5), false) {
+                eprintln!("lab-pod: {target}: {failure:?}");
+            }
+        }
+        if stream.write_all(&byte).is_err() {
+            return;
+        }
+    }
+}
+
+fn echo(socket: &UdpSocket) {
+    let mut buffer = [0; 1500];
+    while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+        if let Err(error) = socket.send_to(&buffer[..length], peer) {
+            eprintln!("lab-pod: {peer}: {error}");
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The lab: real programs on a real kernel that look like a cluster to whoever watches the kernel.
+//!
+//! A node is a network namespace and a directory of cgroups, a pod is a network namespace and a cgroup named as kubelet
+//! names it, a service address is the nftables rules that kube-proxy writes, and the cluster's objects are a file in
+//! the form of `kubectl get namespaces,pods,services,endpointslices,nodes -A -o yaml`. Describe a [`Cluster`], hand it
+//! to [`Lab::start`], and run programs in its [`Place`]s.
+//!
+//! Whatever a lab makes carries the process id of its maker in its name. It is removed when the [`Lab`] is dropped, on
+//! SIGINT and SIGTERM (see [`signals::remove_labs_on_interrupt`]), and otherwise by the next lab that starts.
+#![forbid(unsafe_code)]
+
+mod agent;
+pub mod bookinfo;
+pub mod cgroup;
+pub mod cluster;
+mod generator;
+mod lab;
+mod names;
+mod network;
+mod objects;
+mod place;
+mod process;
+mod ranges;
+mod remains;
+mod requirements;
+mod services;
+pub mod signals;
+pub mod truth;
+
+pub use agent::{Agent, AgentOptions, Capture, Hooks};
+pub use cluster::Cluster;
+pub use generator::{Generator, GeneratorOptions, generate};
+pub use lab::Lab;
+pub use place::{Calls, Place};
+pub use process::{Process, binary};
+pub use requirements::root_or_reason;

@@ -1,0 +1,257 @@
+//! Connections that come about: every one is counted, once at each end.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::{Context, Result, ensure};
+use flow::record::{Direction, FlowRecord};
+use lab::{Agent, AgentOptions, Calls, Cluster, Hooks, Lab, Process, truth::Edge};
+
+use crate::{Test, expect};
+
+pub(crate) fn tests() -> Vec<Test> {
+    let mut tests = Vec::new();
+    for hooks in [Hooks::Btf, Hooks::Classic, Hooks::ClassicWithoutTypes] {
+        let name = |test: &str| format!("capture::{test}[{hooks}]");
+        tests.extend([
+            Test::new(name("counts_are_exact"), move || counts_are_exact(hooks)),
+            Test::new(name("an_accept_that_blocks_already"), move || {
+                an_accept_that_blocks_already(hooks)
+            }),
+            Test::new(name("listeners_of_one_port"), move || {
+                listeners_of_one_port(hooks)
+            }),
+            Test::alone(name("overflow_is_exact"), move || overflow_is_exact(hooks)),
+            Test::alone(name("what_is_lost_is_counted"), move || {
+                what_is_lost_is_counted(hooks)
+            }),
+        ]);
+    }
+    tests
+}
+
+/// Processes that call at the same time.
+const CALLERS: usize = 8;
+
+/// Ports that each of them calls.
+const PORTS: std::ops::Range<u16> = 7000..7050;
+
+/// How often each of them calls each port.
+const ROUNDS: u64 = 250;
+
+/// The ways to write a server's addresses; callers take turns.
+const FORMS: [fn([IpAddr; 2], u16) -> String; 3] = [
+    |[v4, _], port| format!("tcp://{v4}:{port}"),
+    |[_, v6], port| format!("tcp://[{v6}]:{port}"),
+    |[v4, _], port| format!("tcp://[::ffff:{v4}]:{port}"),
+];
+
+/// 100,000 connections over IPv4, IPv6 and IPv4 on IPv6 sockets, while the map is drained.
+fn counts_are_exact(hooks: Hooks) -> Result<()> {
+    let (lab, _server) = lab_with_server()?;
+    let agent = Agent::start(&lab, &AgentOptions::stdout("node-1").hooks(hooks))?;
+    call_from_all(&lab, ROUNDS)?;
+    let capture = agent.stop()?;
+    let wanted = wanted(&lab, ROUNDS)?;
+    // One drain has one record of each flow.
+    ensure!(
+        capture.records.len() > wanted.len(),
+        "{} records of {} edges: the map was drained but once",
+        capture.records.len(),
+        wanted.len()
+    );
+
+    let with_v4 = (0..CALLERS)
+        .filter(|caller| caller % FORMS.len() != 1)
+        .count() as u64;
+    let per_caller = PORTS.len() as u64 * ROUNDS;
+    for (direction, address) in [
+        (
+            Direction::Egress,
+            (|record| record.tuple.dst_addr) as fn(&FlowRecord) -> IpAddr,
+        ),
+        (Direction::Ingress, |record| record.tuple.src_addr),
+    ] {
+        let records = capture.records.iter();
+        let v4: u64 = records
+            .filter(|record| record.direction == direction && address(record).is_ipv4())
+            .map(|record| record.count)
+            .sum();
+        ensure!(
+            v4 == with_v4 * per_caller,
+            "{v4} IPv4 connections were seen from the {direction:?} side, not {}",
+            with_v4 * per_caller
+        );
+    }
+    expect(&[capture], wanted)
+}
+
+/// How often each port is called where it is not about the number of calls.
+const FEW_ROUNDS: u64 = 10;
+
+/// More distinct flows than the kernel's map holds: what exceeds it comes through the ring buffer, and the counts
+/// stay exact.
+fn overflow_is_exact(hooks: Hooks) -> Result<()> {
+    let (lab, _server) = lab_with_server()?;
+    let options = AgentOptions::stdout("node-1")
+        .hooks(hooks)
+        .arg("--map-entries", "16")
+        .arg("--ring-bytes", &(16 << 20).to_string());
+    let agent = Agent::start(&lab, &options)?;
+    call_from_all(&lab, FEW_ROUNDS)?;
+    expect(&[agent.stop()?], wanted(&lab, FEW_ROUNDS)?)
+}
+
+/// The map and the ring are both too small: not everything is reported, and what is missing is counted as lost.
+fn what_is_lost_is_counted(hooks: Hooks) -> Result<()> {
+    let (lab, _server) = lab_with_server()?;
+    let options = AgentOptions::stdout("node-1")
+        .hooks(hooks)
+        .arg("--map-entries", "16")
+        .arg("--ring-bytes", "4096");
+    let agent = Agent::start(&lab, &options)?;
+    call_from_all(&lab, FEW_ROUNDS)?;
+    let capture = agent.stop()?;
+    let made: u64 = wanted(&lab, FEW_ROUNDS)?.values().sum();
+    let reported: u64 = capture.records.iter().map(|record| record.count).sum();
+    let lost = capture.losses.get("flows_and_ring_full").copied();
+    let lost = lost.with_context(|| format!("losses: {:?}", capture.losses))?;
+    // Connections of others on this machine can be among the lost.
+    ensure!(
+        reported < made && made - reported <= lost,
+        "{made} made, {reported} reported, {lost} lost"
+    );
+    Ok(())
+}
+
+fn lab_with_server() -> Result<(Lab, Process)> {
+    let lab = Lab::start(callers_and_a_server())?;
+    let ports = PORTS.map(|port| port.to_string()).collect::<Vec<_>>();
+    let server = lab.pod("load/server")?.serve(["--tcp", &ports.join(",")])?;
+    Ok((lab, server))
+}
+
+/// A server that sat in `accept` before there was an agent: its next connection is seen, and it is named.
+fn an_accept_that_blocks_already(hooks: Hooks) -> Result<()> {
+    let lab = Lab::start(callers_and_a_server())?;
+    let server = lab.pod("load/server")?.serve(["--tcp", "7000"])?;
+    let agent = Agent::start(&lab, &AgentOptions::stdout("node-1").hooks(hooks))?;
+    let address = lab.cluster().addresses(lab.spec("load/server")?)[0];
+    lab.pod("load/caller-0")?
+        .call_all([format!("tcp://{address}:7000")])?;
+    let capture = agent.stop()?;
+    let accepted = capture
+        .records
+        .iter()
+        .find(|record| record.direction == Direction::Ingress)
+        .context("no accept was seen")?;
+    let container = lab.spec("load/server")?.container();
+    let known = accepted.process.as_ref();
+    let known = known.and_then(|process| process.container.as_ref());
+    // Only the kernel's types tell whose a listener is that is older than the agent.
+    let wanted = (hooks != Hooks::ClassicWithoutTypes).then_some(&container);
+    ensure!(
+        known == wanted,
+        "{:?} is not container {wanted:?} (pid {})",
+        accepted.process,
+        server.pid()
+    );
+    let ends = ("load/caller-0", "load/server TCP 7000");
+    let edge = |direction| (Edge::new(direction, ends.0, ends.1), 1);
+    expect(
+        &[capture],
+        [Direction::Egress, Direction::Ingress].map(edge).into(),
+    )
+}
+
+/// Two pods on a node listen on the same port of every address: each accepts its own connections.
+fn listeners_of_one_port(hooks: Hooks) -> Result<()> {
+    let lab = Lab::start(callers_and_a_server())?;
+    let agent = Agent::start(&lab, &AgentOptions::stdout("node-1").hooks(hooks))?;
+    let servers = ["load/server", "load/caller-1", "load/caller-2"];
+    let mut programs = Vec::new();
+    for server in servers {
+        programs.push(lab.pod(server)?.serve(["--tcp", "7000"])?);
+    }
+    let mut wanted = BTreeMap::new();
+    for (server, count) in servers.into_iter().zip(1..) {
+        let address = lab.cluster().addresses(lab.spec(server)?)[0];
+        let count_text = format!("{count}");
+        let target = format!("tcp://{address}:7000");
+        lab.pod("load/caller-0")?
+            .call_all(["--count", &count_text, &target])?;
+        for direction in [Direction::Egress, Direction::Ingress] {
+            let edge = Edge::new(direction, "load/caller-0", &format!("{server} TCP 7000"));
+            wanted.insert(edge, count);
+        }
+    }
+    let capture = agent.stop()?;
+    for record in &capture.records {
+        let own = match record.direction {
+            Direction::Egress => "load/caller-0".to_owned(),
+            Direction::Ingress => record.dst.to_string(),
+        };
+        let container = lab.spec(&own)?.container();
+        let process = record.process.as_ref();
+        let named = process.and_then(|process| process.container.as_ref());
+        let may_be_unknown = hooks == Hooks::ClassicWithoutTypes;
+        ensure!(
+            named == Some(&container) || (named.is_none() && may_be_unknown),
+            "{own} has container {container}: {record:?}"
+        );
+    }
+    expect(&[capture], wanted)
+}
+
+fn callers_and_a_server() -> Cluster {
+    let mut cluster = Cluster::apart();
+    cluster.node("node-1");
+    cluster.pod("load", "server");
+    for caller in 0..CALLERS {
+        cluster.pod("load", &format!("caller-{caller}"));
+    }
+    cluster
+}
+
+/// Every caller calls every port `rounds` times, all callers at once.
+fn call_from_all(lab: &Lab, rounds: u64) -> Result<()> {
+    let addresses = lab.cluster().addresses(lab.spec("load/server")?);
+    let mut programs = Vec::new();
+    for caller in 0..CALLERS {
+        let form = FORMS[caller % FORMS.len()];
+        let args = ["--abort", "--count", &rounds.to_string()].map(str::to_owned);
+        let targets = PORTS.map(|port| form(addresses, port));
+        let place = lab.pod(&format!("load/caller-{caller}"))?;
+        programs.push(place.start("call", args.into_iter().chain(targets))?);
+    }
+    for mut program in programs {
+        let calls = Calls::of(&mut program)?;
+        let answered = PORTS.len() as u64 * rounds;
+        ensure!(
+            calls
+                == Calls {
+                    answered,
+                    ..Calls::default()
+                },
+            "not every call was answered: {calls:?}"
+        );
+    }
+    Ok(())
+}
+
+fn wanted(lab: &Lab, rounds: u64) -> Result<BTreeMap<Edge, u64>> {
+    let server = lab.spec("load/server")?.path();
+    let edges = (0..CALLERS).flat_map(|caller| {
+        PORTS.flat_map({
+            let server = server.clone();
+            move |port| {
+                let (client, server) = (
+                    format!("load/caller-{caller}"),
+                    format!("{server} TCP {port}"),
+                );
+                [Direction::Egress, Direction::Ingress]
+                    .map(|direction| (Edge::new(direction, &client, &server), rounds))
+            }
+        })
+    });
+    Ok(edges.collect())
+}

@@ -1,0 +1,131 @@
+//! End to end: real programs in the lab, the real agent and generator beside it.
+//!
+//! Most tests need root. Without it they are shown as ignored and the reason is printed; as root none may be.
+
+mod agent_lifecycle;
+mod bookinfo;
+mod capture;
+mod failures;
+mod identity;
+mod lab_itself;
+mod pairs;
+
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    sync::{PoisonError, RwLock},
+};
+
+use anyhow::{Result, ensure};
+use lab::{Capture, Hooks, truth::Edge};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// A test that needs root.
+struct Test {
+    name: String,
+    alone: bool,
+    run: Box<dyn FnOnce() -> Result<()> + Send>,
+}
+
+/// All tests share one kernel, and agents see all of it. Held for writing by tests that need it for themselves.
+static KERNEL: RwLock<()> = RwLock::new(());
+
+impl Test {
+    fn new(name: impl Into<String>, run: impl FnOnce() -> Result<()> + Send + 'static) -> Self {
+        Self {
+            name: name.into(),
+            alone: false,
+            run: Box::new(run),
+        }
+    }
+
+    /// One that no other may disturb with its connections.
+    fn alone(name: impl Into<String>, run: impl FnOnce() -> Result<()> + Send + 'static) -> Self {
+        Self {
+            alone: true,
+            ..Self::new(name, run)
+        }
+    }
+
+    fn run(self) -> Result<()> {
+        let _shared;
+        let _exclusive;
+        if self.alone {
+            _exclusive = KERNEL.write().unwrap_or_else(PoisonError::into_inner);
+        } else {
+            _shared = KERNEL.read().unwrap_or_else(PoisonError::into_inner);
+        }
+        (self.run)()
+    }
+}
+
+/// The forms of kernel hooks; whatever captures is tested with each.
+const HOOKS: [Hooks; 2] = [Hooks::Btf, Hooks::Classic];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let missing = lab::root_or_reason().err();
+    let is_root = nix::unistd::geteuid().is_root();
+    if let Some(reason) = missing.as_ref().filter(|_| is_root) {
+        eprintln!("root, and yet the lab tests cannot run: {reason}");
+        return ExitCode::FAILURE;
+    }
+    if let Err(error) = lab::signals::remove_labs_on_interrupt() {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
+    let trials = tests()
+        .map(|test| {
+            let name = test.name.clone();
+            let run = || {
+                test.run()
+                    .map_err(|error| Failed::from(format!("{error:#}")))
+            };
+            Trial::test(name, run).with_ignored_flag(missing.is_some())
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    lab::signals::wait_if_interrupted();
+    if let Some(reason) = missing {
+        eprintln!(
+            "{} lab tests were skipped: {reason}",
+            conclusion.num_ignored
+        );
+    }
+    conclusion.exit_code()
+}
+
+fn tests() -> impl Iterator<Item = Test> {
+    [
+        lab_itself::tests(),
+        capture::tests(),
+        failures::tests(),
+        identity::tests(),
+        pairs::tests(),
+        agent_lifecycle::tests(),
+        bookinfo::tests(),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// Nothing was lost, and exactly these connections were seen.
+fn expect(captures: &[Capture], wanted: BTreeMap<Edge, u64>) -> Result<()> {
+    for capture in captures {
+        ensure!(capture.losses.is_empty(), "lost: {:?}", capture.losses);
+    }
+    let seen = lab::truth::edges(captures.iter().flat_map(|capture| &capture.records));
+    let different = |left: &BTreeMap<Edge, u64>, right: &BTreeMap<Edge, u64>| -> String {
+        left.iter()
+            .filter(|(edge, count)| right.get(edge) != Some(count))
+            .map(|(edge, count)| format!("\n    {count} of {edge:?}"))
+            .collect()
+    };
+    ensure!(
+        seen == wanted,
+        "seen and not made:{}\nmade and not seen:{}",
+        different(&seen, &wanted),
+        different(&wanted, &seen)
+    );
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! Who is where: every connection is seen once from each side, and joined to one edge.
+
+use std::net::IpAddr;
+
+use anyhow::{Result, ensure};
+use flow::record::Direction::{Egress, Ingress};
+use generator::ledger::Ledger;
+use lab::{Agent, AgentOptions, Cluster, Hooks, Lab, truth::Edge};
+
+use crate::{HOOKS, Test, expect};
+
+pub(crate) fn tests() -> Vec<Test> {
+    let mut tests = Vec::new();
+    for hooks in HOOKS {
+        tests.push(Test::new(
+            format!("pairs::each_edge_once_from_each_side[{hooks}]"),
+            move || each_edge_once_from_each_side(hooks),
+        ));
+        tests.push(Test::new(
+            format!("pairs::masqueraded_pods_of_the_node_s_network[{hooks}]"),
+            move || masqueraded_pods_of_the_node_s_network(hooks),
+        ));
+    }
+    tests
+}
+
+/// A way to reach a server, and how either side names the other.
+struct Case {
+    /// Where the call comes from: a pod, or a node's own process.
+    client: &'static str,
+    /// What is called.
+    target: fn(&Lab) -> Result<String>,
+    /// How often.
+    count: u64,
+    /// What the client's agent says the server is.
+    called: &'static str,
+    /// What the server's agent says the client is.
+    caller: &'static str,
+    /// The server.
+    server: &'static str,
+}
+
+const CASES: [Case; 6] = [
+    Case {
+        client: "shop/near",
+        target: |lab| pod(lab, "shop/web", 0),
+        count: 2,
+        called: "shop/web TCP 8080",
+        caller: "shop/near",
+        server: "shop/web TCP 8080",
+    },
+    Case {
+        client: "shop/far",
+        target: |lab| pod(lab, "shop/web", 1),
+        count: 3,
+        called: "shop/web TCP 8080",
+        caller: "shop/far",
+        server: "shop/web TCP 8080",
+    },
+    Case {
+        client: "shop/near",
+        target: |lab| service(lab, 0),
+        count: 4,
+        called: "service shop/api TCP 9090",
+        caller: "shop/near",
+        server: "shop/web TCP 9090",
+    },
+    Case {
+        client: "shop/far",
+        target: |lab| service(lab, 1),
+        count: 5,
+        called: "service shop/api TCP 9090",
+        caller: "shop/far",
+        server: "shop/web TCP 9090",
+    },
+    // Masked on its way back to itself: the server's side cannot know.
+    Case {
+        client: "shop/web",
+        target: |lab| service(lab, 0),
+        count: 6,
+        called: "service shop/api TCP 9090",
+        caller: "node node-1",
+        server: "shop/web TCP 9090",
+    },
+    Case {
+        client: "node node-1",
+        target: |lab| pod(lab, "shop/web", 0),
+        count: 7,
+        called: "shop/web TCP 8080",
+        caller: "node node-1",
+        server: "shop/web TCP 8080",
+    },
+];
+
+fn each_edge_once_from_each_side(hooks: Hooks) -> Result<()> {
+    let lab = Lab::start(cluster())?;
+    let _server = lab.pod("shop/web")?.serve(["--tcp", "8080,9090"])?;
+    let agents = ["node-1", "node-2"]
+        .map(|node| Agent::start(&lab, &AgentOptions::stdout(node).hooks(hooks)));
+    let mut wanted = Vec::new();
+    for case in &CASES {
+        let place = match case.client.strip_prefix("node ") {
+            Some(node) => lab.node(node),
+            None => lab.pod(case.client)?,
+        };
+        place.call_all(["--count", &case.count.to_string(), &(case.target)(&lab)?])?;
+        wanted.push((Edge::new(Egress, case.client, case.called), case.count));
+        wanted.push((Edge::new(Ingress, case.caller, case.server), case.count));
+    }
+    let mut captures = Vec::new();
+    for agent in agents {
+        captures.push(agent?.stop()?);
+    }
+    expect(&captures, wanted.into_iter().collect())?;
+
+    let mut ledger = Ledger::default();
+    for record in captures.into_iter().flat_map(|capture| capture.records) {
+        ledger.observe(record);
+    }
+    let mut joined: Vec<_> = ledger
+        .edges()
+        .iter()
+        .map(|edge| {
+            let server = format!("{} {} {}", edge.server, edge.protocol, edge.port);
+            let counts = (edge.seen_by_client, edge.seen_by_server);
+            (edge.client.to_string(), server, counts)
+        })
+        .collect();
+    joined.sort();
+    let mut once: Vec<_> = CASES
+        .iter()
+        .map(|case| {
+            let counts = (case.count, case.count);
+            (case.client.to_owned(), case.server.to_owned(), counts)
+        })
+        .collect();
+    once.sort();
+    ensure!(joined == once, "joined: {joined:#?}\nreally: {once:#?}");
+    Ok(())
+}
+
+/// Two pods in their nodes' networks call a service, one from its backend's node and one from the other. The server sees
+/// neither's own address: kube-proxy gives what does not come from the pods' range the address of the device that it
+/// leaves by, which is the bridge's on the same node, and a tunnel's on the other.
+fn masqueraded_pods_of_the_node_s_network(hooks: Hooks) -> Result<()> {
+    const CALLS: [(&str, &str, u64); 2] =
+        [("shop/beside", "node-1", 2), ("shop/abroad", "node-2", 3)];
+    let mut cluster = cluster();
+    for (pod, node, _) in CALLS {
+        let key = pod.trim_start_matches("shop/");
+        cluster.pod("shop", key).on(node).host_network();
+    }
+    let lab = Lab::start(cluster)?;
+    let gateways: Vec<IpAddr> = lab
+        .cluster()
+        .nodes
+        .iter()
+        .map(|node| node.gateway()[0])
+        .collect();
+    // The lab routes between nodes without a tunnel; this gives the packets the address that one would have.
+    lab.node("node-2").nft(&format!(
+        "table ip tunnel {{ chain postrouting {{ type nat hook postrouting priority 90;\n\
+         ip saddr {} ip daddr {} oifname eth0 snat to {}\n}}\n}}",
+        lab.cluster().nodes[1].addresses()[0],
+        lab.cluster().pod_cidrs()[0],
+        gateways[1],
+    ))?;
+    let _server = lab.pod("shop/web")?.serve(["--tcp", "9090"])?;
+    let agents = ["node-1", "node-2"]
+        .map(|node| Agent::start(&lab, &AgentOptions::stdout(node).hooks(hooks)));
+    let target = service(&lab, 0)?;
+    for (pod, _, count) in CALLS {
+        lab.pod(pod)?
+            .call_all(["--count", &count.to_string(), &target])?;
+    }
+    let mut captures = Vec::new();
+    for agent in agents {
+        captures.push(agent?.stop()?);
+    }
+    let mut ledger = Ledger::default();
+    for record in captures.into_iter().flat_map(|capture| capture.records) {
+        if record.direction == Ingress {
+            let seen = record.tuple.src_addr;
+            ensure!(gateways.contains(&seen), "not masqueraded: {record:?}");
+        }
+        ledger.observe(record);
+    }
+    let mut joined: Vec<_> = ledger
+        .edges()
+        .iter()
+        .map(|edge| {
+            let ends = format!("{} {} {}", edge.client, edge.server, edge.port);
+            let counts = (edge.seen_by_client, edge.seen_by_server);
+            (ends, edge.client_address, counts)
+        })
+        .collect();
+    joined.sort();
+    let mut once: Vec<_> = std::iter::zip(CALLS, gateways)
+        .map(|((pod, _, count), seen)| (format!("{pod} shop/web 9090"), seen, (count, count)))
+        .collect();
+    once.sort();
+    ensure!(joined == once, "joined: {joined:#?}\nreally: {once:#?}");
+    Ok(())
+}
+
+/// `web` and `near` are on the same node, `far` is on another; `web` alone is behind the service `api`.
+fn cluster() -> Cluster {
+    let mut cluster = Cluster::apart();
+    cluster.node("node-1");
+    cluster.node("node-2");
+    cluster.pod("shop", "web").label("app", "web");
+    cluster.pod("shop", "near");
+    cluster.pod("shop", "far").on("node-2");
+    cluster
+        .service("shop", "api")
+        .select("app", "web")
+        .port("api", 80, 9090);
+    cluster
+}
+
+fn pod(lab: &Lab, path: &str, family: usize) -> Result<String> {
+    let address = lab.cluster().addresses(lab.spec(path)?)[family];
+    Ok(format!(
+        "tcp://{}",
+        std::net::SocketAddr::new(address, 8080)
+    ))
+}
+
+fn service(lab: &Lab, family: usize) -> Result<String> {
+    let address = lab.cluster().services[0].addresses()[family];
+    Ok(format!("tcp://{}", std::net::SocketAddr::new(address, 80)))
+}

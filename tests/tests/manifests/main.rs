@@ -1,0 +1,12 @@
+//! The manifests in `deploy/`: every field is one that Kubernetes knows, names that refer to each other agree, rights are
+//! the least, and the programs accept the command lines.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a panic is a test's answer, and clippy makes its exception for test functions only"
+)]
+
+mod command_lines;
+mod kustomization;
+mod load;
+mod references;
+mod rights;

@@ -1,0 +1,221 @@
+//! Names in one object that mean another.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
+
+use k8s_openapi::{
+    api::core::v1::{PodTemplateSpec, Probe},
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+
+use crate::load::{Manifests, container, deploy, load, spec};
+
+const NAMESPACE: &str = "microshield";
+
+/// Made by whoever deploys, with this one key; see `deploy/README.md`.
+const TOPOLOGY: &str = "microshield-topology";
+const TOPOLOGY_KEY: &str = "topology.yaml";
+
+fn name(metadata: &ObjectMeta) -> &str {
+    metadata.name.as_deref().unwrap()
+}
+
+fn labels(template: &PodTemplateSpec) -> &BTreeMap<String, String> {
+    let metadata = template.metadata.as_ref().unwrap();
+    metadata.labels.as_ref().unwrap()
+}
+
+/// The pairs of a selector, which has no other form here.
+fn pairs(selector: &LabelSelector) -> &BTreeMap<String, String> {
+    assert!(selector.match_expressions.is_none());
+    let pairs = selector.match_labels.as_ref().unwrap();
+    assert!(!pairs.is_empty(), "it would select everything");
+    pairs
+}
+
+fn selects(selector: &BTreeMap<String, String>, template: &PodTemplateSpec) -> bool {
+    let labels = labels(template);
+    selector
+        .iter()
+        .all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Asserts that the pairs select this one's pods and not the other's.
+fn select_only(
+    selector: &BTreeMap<String, String>,
+    wanted: &PodTemplateSpec,
+    other: &PodTemplateSpec,
+) {
+    assert!(selects(selector, wanted), "{selector:?}");
+    assert!(!selects(selector, other), "{selector:?}");
+}
+
+fn port_numbers(template: &PodTemplateSpec) -> BTreeMap<String, i32> {
+    let ports = container(template).ports.iter().flatten();
+    ports
+        .map(|port| (port.name.clone().unwrap(), port.container_port))
+        .collect()
+}
+
+#[test]
+fn everything_is_in_the_namespace_that_is_made() {
+    let manifests = load();
+    let made: BTreeSet<&str> = manifests
+        .namespaces
+        .iter()
+        .map(|namespace| name(&namespace.metadata))
+        .collect();
+    assert_eq!(made, BTreeSet::from([NAMESPACE]));
+    let used: Vec<&String> = manifests.used_namespaces.keys().collect();
+    assert_eq!(used, [NAMESPACE], "{:?}", manifests.used_namespaces);
+}
+
+#[test]
+fn controllers_select_their_own_pods_only() {
+    let manifests = load();
+    let (agent, generator) = (manifests.agent(), manifests.generator());
+    let daemon_set = &manifests.daemon_sets[0].spec;
+    select_only(pairs(&daemon_set.selector), agent, generator);
+    let deployment = &manifests.deployments[0].spec;
+    select_only(pairs(&deployment.selector), generator, agent);
+}
+
+#[test]
+fn the_service_leads_to_a_port_of_the_generator() {
+    let manifests = load();
+    let [service] = manifests.services.as_slice() else {
+        panic!("one Service is expected");
+    };
+    let service_spec = service.spec.as_ref().unwrap();
+    let selector = service_spec.selector.as_ref().unwrap();
+    select_only(selector, manifests.generator(), manifests.agent());
+    let known = port_numbers(manifests.generator());
+    for port in service_spec.ports.as_ref().unwrap() {
+        let Some(IntOrString::String(target)) = &port.target_port else {
+            panic!("the target is named, so that it follows the container's port");
+        };
+        assert!(known.contains_key(target), "{target}");
+    }
+}
+
+#[test]
+fn only_agents_reach_the_generator() {
+    let manifests = load();
+    let [policy] = manifests.network_policies.as_slice() else {
+        panic!("one NetworkPolicy is expected");
+    };
+    let (agent, generator) = (manifests.agent(), manifests.generator());
+    let policy = policy.spec.as_ref().unwrap();
+    select_only(
+        pairs(policy.pod_selector.as_ref().unwrap()),
+        generator,
+        agent,
+    );
+    let [rule] = policy.ingress.as_deref().unwrap() else {
+        panic!("one rule is expected");
+    };
+    let [peer] = rule.from.as_deref().unwrap() else {
+        panic!("one peer is expected");
+    };
+    assert!(peer.ip_block.is_none() && peer.namespace_selector.is_none());
+    select_only(pairs(peer.pod_selector.as_ref().unwrap()), agent, generator);
+    let allowed: Vec<i32> = rule
+        .ports
+        .iter()
+        .flatten()
+        .map(|port| match port.port {
+            Some(IntOrString::Int(number)) => number,
+            _ => panic!("some network plugins know numbers only"),
+        })
+        .collect();
+    let open: Vec<i32> = port_numbers(generator).into_values().collect();
+    assert_eq!(allowed, open);
+}
+
+#[test]
+fn pods_use_what_exists() {
+    let manifests = load();
+    for template in [manifests.agent(), manifests.generator()] {
+        check_pod(&manifests, template);
+    }
+}
+
+fn check_pod(manifests: &Manifests, template: &PodTemplateSpec) {
+    let exists = |kind: &str, name: &str| {
+        let name = format!("{kind}/{name}");
+        assert!(manifests.names.contains(&name), "there is no {name}");
+    };
+    let pod = spec(template);
+    exists(
+        "ServiceAccount",
+        pod.service_account_name.as_deref().unwrap(),
+    );
+    if let Some(class) = &pod.priority_class_name {
+        exists("PriorityClass", class);
+    }
+    let mut volumes = BTreeSet::new();
+    for volume in pod.volumes.iter().flatten() {
+        volumes.insert(volume.name.as_str());
+        if let Some(claim) = &volume.persistent_volume_claim {
+            exists("PersistentVolumeClaim", &claim.claim_name);
+        }
+        if let Some(map) = &volume.config_map {
+            assert_eq!(map.name, TOPOLOGY);
+            let keys = map.items.iter().flatten().map(|item| item.key.as_str());
+            assert_eq!(keys.collect::<Vec<_>>(), [TOPOLOGY_KEY]);
+            let readme = fs::read_to_string(deploy().join("README.md")).unwrap();
+            assert!(readme.contains(&format!("configmap {TOPOLOGY} --from-file={TOPOLOGY_KEY}=")));
+        }
+    }
+    let container = container(template);
+    let mounted = container.volume_mounts.iter().flatten();
+    let mounted: BTreeSet<&str> = mounted.map(|mount| mount.name.as_str()).collect();
+    assert_eq!(mounted, volumes);
+
+    let ports = port_numbers(template);
+    let probes = [
+        &container.startup_probe,
+        &container.readiness_probe,
+        &container.liveness_probe,
+    ];
+    for probe in probes.into_iter().flatten() {
+        assert!(ports.contains_key(probed_port(probe)), "{probe:?}");
+    }
+}
+
+fn probed_port(probe: &Probe) -> &str {
+    match &probe.tcp_socket.as_ref().unwrap().port {
+        IntOrString::String(name) => name,
+        IntOrString::Int(_) => panic!("the port is named, so that it follows the container's"),
+    }
+}
+
+#[test]
+fn the_role_is_bound_to_the_agents_account() {
+    let manifests = load();
+    let [binding] = manifests.cluster_role_bindings.as_slice() else {
+        panic!("one ClusterRoleBinding is expected");
+    };
+    let [role] = manifests.cluster_roles.as_slice() else {
+        panic!("one ClusterRole is expected");
+    };
+    let wanted = &binding.role_ref;
+    assert_eq!(wanted.kind, "ClusterRole");
+    assert_eq!(wanted.name, name(&role.metadata));
+    let [subject] = binding.subjects.as_deref().unwrap() else {
+        panic!("one subject is expected");
+    };
+    assert_eq!(subject.kind, "ServiceAccount");
+    assert_eq!(subject.namespace.as_deref(), Some(NAMESPACE));
+    let agent = spec(manifests.agent());
+    assert_eq!(
+        Some(&subject.name),
+        agent.service_account_name.as_ref(),
+        "the generator has no right at all"
+    );
+}
