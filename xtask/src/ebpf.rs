@@ -1,0 +1,79 @@
+//! Builds the kernel programs with the stable toolchain.
+
+use std::{env, fs, path::PathBuf, process::Command};
+
+use anyhow::{Context, Result};
+
+use crate::proc::{cargo, find, run, workspace};
+
+/// Builds package `agent-ebpf` and copies the object to where the agent's build script looks for it.
+///
+/// The copy is left alone if it has not changed, so that the agent is not built again for nothing.
+pub(crate) fn build() -> Result<()> {
+    run(&mut command("build"))?;
+    let built = target_dir().join(triple()).join("release/agent-ebpf");
+    let wanted = target_dir().join("microshield.bpf.o");
+    let object = fs::read(&built).with_context(|| built.display().to_string())?;
+    if fs::read(&wanted).is_ok_and(|present| present == object) {
+        return Ok(());
+    }
+    fs::write(&wanted, object).with_context(|| wanted.display().to_string())?;
+    eprintln!("{} is new", wanted.display());
+    Ok(())
+}
+
+/// Lints package `agent-ebpf` as the kernel will see it, warnings denied.
+pub(crate) fn clippy() -> Result<()> {
+    run(command("clippy").args(["--", "-D", "warnings"]))
+}
+
+/// `cargo WORD` for package `agent-ebpf` and the BPF target of this machine's byte order.
+///
+/// `core` is built along because the toolchain ships none for BPF, which takes `-Z build-std` and hence the variable
+/// that lets a stable compiler accept it. The flags of the host's build, in whatever variable or configuration file
+/// they are, do not reach the BPF target: `CARGO_ENCODED_RUSTFLAGS` has precedence over all of them.
+fn command(word: &str) -> Command {
+    // aya-ebpf chooses the layout of `pt_regs` by this cfg; it knows one RISC-V only.
+    let arch = match env::consts::ARCH {
+        "riscv64gc" | "riscv64a23" => "riscv64",
+        arch => arch,
+    };
+    let arch = format!("--cfg=bpf_target_arch=\"{arch}\"");
+    let flags = [&arch, "-Cdebuginfo=2", "-Clink-arg=--btf"];
+    let mut command = cargo();
+    command
+        .args([word, "--package", "agent-ebpf", "--bins", "--release"])
+        .args(["-Z", "build-std=core", "--target", triple(), "--target-dir"])
+        .arg(target_dir())
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    for variable in ["RUSTC", "RUSTC_WORKSPACE_WRAPPER"] {
+        command.env_remove(variable);
+    }
+    for (variable, _) in env::vars_os() {
+        if variable
+            .to_string_lossy()
+            .starts_with("CARGO_PROFILE_RELEASE_")
+        {
+            command.env_remove(variable);
+        }
+    }
+    if let Some(linker) = find("bpf-linker") {
+        let triple = triple().to_uppercase().replace('-', "_");
+        command.env(format!("CARGO_TARGET_{triple}_LINKER"), linker);
+    }
+    command
+}
+
+fn triple() -> &'static str {
+    if cfg!(target_endian = "big") {
+        "bpfeb-unknown-none"
+    } else {
+        "bpfel-unknown-none"
+    }
+}
+
+/// Apart from the host's, so that the two builds never wait for each other's lock.
+fn target_dir() -> PathBuf {
+    workspace().join("target/bpf")
+}

@@ -1,0 +1,102 @@
+//! Running other programs.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+/// The system lacks something that only its user can provide; the exit code is 2.
+#[derive(Debug)]
+pub(crate) struct Unmet(pub(crate) String);
+
+impl std::fmt::Display for Unmet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unmet {}
+
+/// The workspace's root folder.
+pub(crate) fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"))
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_dir() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// A command for the cargo that runs this program, in the workspace's root.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
+/// Runs a command with its output shown as it comes.
+///
+/// # Errors
+/// If it cannot be started or does not succeed; the message is the command line.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| line(command))?;
+    ensure!(status.success(), "{}: {status}", line(command));
+    Ok(())
+}
+
+/// Builds all programs with optimisation. Always the same packages, so that cargo chooses the same features each time and
+/// compiles nothing twice.
+///
+/// # Errors
+/// If that fails.
+pub(crate) fn build_release() -> Result<()> {
+    let packages = ["-p", "agent", "-p", "generator", "-p", "tests"];
+    run(cargo()
+        .args(["build", "--release", "--bins"])
+        .args(packages))
+}
+
+/// Runs a command and returns what it printed.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| line(command))?;
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        line(command),
+        output.status
+    );
+    String::from_utf8(output.stdout).with_context(|| line(command))
+}
+
+/// The command as a person would type it.
+pub(crate) fn line(command: &Command) -> String {
+    let variables = command
+        .get_envs()
+        .filter_map(|(key, value)| Some((key, value?)))
+        .map(|(key, value)| format!("{}={} ", key.display(), value.display()));
+    let words = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>();
+    variables.collect::<String>() + &words.join(" ")
+}
+
+/// Finds a program in `PATH` and where Debian keeps the system administrator's programs.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}

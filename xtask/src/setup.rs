@@ -1,0 +1,244 @@
+//! Finds what this machine lacks and installs it.
+
+use std::{ffi::OsString, fs, path::Path, process::Command, time::Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::proc::{self, Unmet, find, line, output};
+
+const BPF_LINKER: &str = "0.13.0";
+
+/// The LLVM versions that this bpf-linker can be built for.
+const BPF_LINKER_LLVM: &[u32] = &[21, 22, 23];
+
+/// What to look for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// What the kernel programs are built with.
+    Build,
+    /// That, and what the lab makes its networks with.
+    Everything,
+}
+
+/// Something that is missing.
+struct Need {
+    what: String,
+    why: &'static str,
+    install: Install,
+}
+
+enum Install {
+    /// A Debian package; all of them are installed at once.
+    Package(String),
+    Command(Command),
+}
+
+/// Installs what is missing; does nothing, and says nothing, if nothing is.
+///
+/// # Errors
+/// [`Unmet`] if it cannot be installed from here: the message is the commands to run.
+pub(crate) fn run(scope: Scope) -> Result<()> {
+    let needs = missing(scope)?;
+    if needs.is_empty() {
+        return Ok(());
+    }
+    for need in &needs {
+        eprintln!("missing: {} ({})", need.what, need.why);
+    }
+    let commands = plan(needs);
+    let system = commands.iter().any(is_apt);
+    if system && (find("apt-get").is_none() || !nix::unistd::geteuid().is_root()) {
+        let lines = commands
+            .iter()
+            .map(|command| {
+                let sudo = if is_apt(command) { "sudo " } else { "" };
+                format!("\n    {sudo}{}", line(command))
+            })
+            .collect::<String>();
+        bail!(Unmet(format!(
+            "only root can install this, and only on Debian or a system like it. What does it there:{lines}"
+        )));
+    }
+    for mut command in commands {
+        eprintln!("+ {}", line(&command));
+        let start = Instant::now();
+        proc::run(&mut command)?;
+        eprintln!("  {:.1} s", start.elapsed().as_secs_f32());
+    }
+    let still = missing(scope)?;
+    if let Some(need) = still.first() {
+        bail!(Unmet(format!("{} is still missing", need.what)));
+    }
+    Ok(())
+}
+
+fn missing(scope: Scope) -> Result<Vec<Need>> {
+    let mut needs = Vec::new();
+    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
+    for (component, file, why) in [
+        (
+            "rust-src",
+            "lib/rustlib/src/rust/library/core/Cargo.toml",
+            "the toolchain ships no `core` for the BPF target, it is built from source",
+        ),
+        ("clippy", "bin/cargo-clippy", "the tests include the lints"),
+        (
+            "rustfmt",
+            "bin/cargo-fmt",
+            "the tests include the formatting",
+        ),
+    ] {
+        if !Path::new(sysroot.trim()).join(file).exists() {
+            let mut command = Command::new("rustup");
+            command.args(["component", "add", component]);
+            needs.push(Need {
+                what: component.into(),
+                why,
+                install: Install::Command(command),
+            });
+        }
+    }
+    let llvm = rustc_llvm()?;
+    if !linker_fits(llvm) {
+        needs.extend(linker_needs(llvm)?);
+    }
+    if scope == Scope::Everything {
+        for (program, package, why) in [
+            ("ip", "iproute2", "the lab's pods are network namespaces"),
+            (
+                "nft",
+                "nftables",
+                "the lab's service addresses are nftables rules",
+            ),
+        ] {
+            if find(program).is_none() {
+                needs.push(Need {
+                    what: program.into(),
+                    why,
+                    install: Install::Package(package.into()),
+                });
+            }
+        }
+    }
+    Ok(needs)
+}
+
+/// The major version of the LLVM in rustc: bpf-linker reads rustc's bitcode, and only an LLVM of the same age does.
+fn rustc_llvm() -> Result<u32> {
+    let text = output(Command::new("rustc").arg("-vV"))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))
+        .and_then(|version| version.split('.').next())
+        .and_then(|major| major.parse().ok())
+        .with_context(|| format!("`rustc -vV` names no LLVM version:\n{text}"))
+}
+
+/// Whether a bpf-linker of the right version runs here and is not linked to another LLVM than rustc's.
+fn linker_fits(llvm: u32) -> bool {
+    let Some(linker) = find("bpf-linker") else {
+        return false;
+    };
+    let runs = Command::new(&linker)
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| {
+            output.status.success()
+                && String::from_utf8_lossy(&output.stdout).trim()
+                    == format!("bpf-linker {BPF_LINKER}")
+        });
+    let bytes = fs::read(&linker).unwrap_or_default();
+    runs && linked_llvm(&bytes).is_none_or(|linked| linked == llvm)
+}
+
+/// The major version in the name of the shared LLVM library that a program asks for, if it asks for one.
+fn linked_llvm(bytes: &[u8]) -> Option<u32> {
+    const NAME: &[u8] = b"libLLVM.so.";
+    let at = bytes
+        .windows(NAME.len())
+        .position(|window| window == NAME)?;
+    let digits = bytes[at + NAME.len()..]
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit());
+    String::from_utf8(digits.copied().collect())
+        .ok()?
+        .parse()
+        .ok()
+}
+
+fn linker_needs(llvm: u32) -> Result<Vec<Need>> {
+    if !BPF_LINKER_LLVM.contains(&llvm) {
+        bail!(Unmet(format!(
+            "this rustc carries LLVM {llvm}, and bpf-linker {BPF_LINKER} can be built for LLVM \
+             {BPF_LINKER_LLVM:?} only: use the toolchain named by `rust-version`"
+        )));
+    }
+    let prefix = format!("/usr/lib/llvm-{llvm}");
+    let mut needs = Vec::new();
+    if !Path::new(&prefix).join("bin/llvm-config").exists() {
+        needs.push(Need {
+            what: format!("LLVM {llvm} development files"),
+            why: "bpf-linker is built against the LLVM that rustc carries",
+            install: Install::Package(format!("llvm-{llvm}-dev")),
+        });
+    }
+    let mut command = Command::new("cargo");
+    command
+        .args(["install", "bpf-linker", "--version", BPF_LINKER])
+        .args(["--no-default-features", "--features"])
+        .arg(format!("llvm-{llvm}"))
+        .args(["--locked", "--force"])
+        .env("LLVM_PREFIX", prefix);
+    needs.push(Need {
+        what: format!("bpf-linker {BPF_LINKER} for LLVM {llvm}"),
+        why: "it links the kernel programs; building it takes about a minute",
+        install: Install::Command(command),
+    });
+    Ok(needs)
+}
+
+/// The commands that install the needs, packages first.
+fn plan(needs: Vec<Need>) -> Vec<Command> {
+    let mut packages = Vec::new();
+    let mut others = Vec::new();
+    for need in needs {
+        match need.install {
+            Install::Package(package) => packages.push(OsString::from(package)),
+            Install::Command(command) => others.push(command),
+        }
+    }
+    let mut commands = Vec::new();
+    if !packages.is_empty() {
+        let mut update = Command::new("apt-get");
+        update.args(["update", "-q"]);
+        let mut install = Command::new("apt-get");
+        install
+            .args(["install", "-q", "-y", "--no-install-recommends"])
+            .args(packages)
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        commands.extend([update, install]);
+    }
+    commands.extend(others);
+    commands
+}
+
+fn is_apt(command: &Command) -> bool {
+    command.get_program() == "apt-get"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_llvm_that_a_program_asks_for() {
+        for (program, wanted) in [
+            (&b"\0libLLVM.so.22.1\0libc.so.6\0"[..], Some(22)),
+            (b"\0libLLVM.so.9\0", Some(9)),
+            (b"\0libLLVM.so.\0", None),
+            (b"\0libc.so.6\0", None),
+            (b"", None),
+        ] {
+            assert_eq!(linked_llvm(program), wanted, "{program:?}");
+        }
+    }
+}
