@@ -2,7 +2,8 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use flow::{source::Source, wire};
 
 use crate::{capture::Hooks, uplink::GeneratorUrl};
 
@@ -20,10 +21,14 @@ pub struct Args {
     #[arg(long, env = "MICROSHIELD_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<NodeName>,
 
-    /// Where the cluster's objects come from: file=PATH, a list as `kubectl get
-    /// namespaces,pods,services,endpointslices,nodes -A -o yaml` prints it (YAML or JSON), read again when it changes.
-    #[arg(long, env = "MICROSHIELD_TOPOLOGY", value_name = "SRC")]
-    pub topology: TopologySource,
+    /// Where the cluster's objects come from.
+    #[command(flatten)]
+    pub topology: Topology,
+
+    /// Which ends of a flow the agent names. With local it watches no more than its own node and the pods on it, and the
+    /// generator (which then needs --topology) names the other end: less memory a node, less work for the API server.
+    #[arg(long, env = "MICROSHIELD_RESOLVE", value_enum, default_value_t = Resolve::Both)]
+    pub resolve: Resolve,
 
     /// The folder of the cgroup v2 hierarchy whose processes are this node's [default: where cgroup2 is mounted].
     #[arg(long, env = "MICROSHIELD_CGROUP_ROOT", value_name = "DIR")]
@@ -41,12 +46,13 @@ pub struct Args {
     #[arg(long, env = "MICROSHIELD_RING_BYTES", value_name = "BYTES", default_value = "1048576", value_parser = ring_bytes)]
     pub ring_bytes: u32,
 
-    /// What to log: error, warn, info, debug or trace, also by module.
+    /// What to log: error, warn, info, debug or trace, also by module. The HTTP client's own words are left out: what comes
+    /// of its failures is said where they are dealt with.
     #[arg(
         long,
         env = "MICROSHIELD_LOG",
         value_name = "FILTER",
-        default_value = "info"
+        default_value = "info,kube_client=off"
     )]
     pub log: String,
 }
@@ -95,20 +101,53 @@ pub struct Output {
 }
 
 /// Where the cluster's objects come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TopologySource {
-    /// A file.
-    File(PathBuf),
+#[derive(Debug, clap::Args)]
+pub struct Topology {
+    /// Where the cluster's objects come from: kube, the Kubernetes API [default: in a pod], or file=PATH, a list as `kubectl
+    /// get namespaces,pods,services,endpointslices,nodes -A -o yaml` prints it (YAML or JSON), read again when it changes.
+    #[arg(
+        long = "topology",
+        env = "MICROSHIELD_TOPOLOGY",
+        value_name = "SRC",
+        required_unless_present = "in_cluster"
+    )]
+    source: Option<Source>,
+
+    /// How to reach the Kubernetes API [default: $KUBECONFIG, ~/.kube/config, else the pod's own account].
+    #[arg(long, env = "MICROSHIELD_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// The context of the kubeconfig to use, instead of its current one.
+    #[arg(long, env = "MICROSHIELD_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+
+    /// Set in every pod.
+    #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true)]
+    in_cluster: Option<String>,
 }
 
-impl FromStr for TopologySource {
-    type Err = String;
+impl Topology {
+    /// The source that was asked for, or else the default.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        self.source.clone().unwrap_or(Source::Kube)
+    }
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            Some(("file", _)) => Err("file= needs a path".to_owned()),
-            _ => Err(format!("unknown source `{text}`: expected file=PATH")),
+/// Which ends of a flow the agent names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Resolve {
+    /// Both.
+    Both,
+    /// The end on this node.
+    Local,
+}
+
+impl From<Resolve> for wire::Resolve {
+    fn from(resolve: Resolve) -> Self {
+        match resolve {
+            Resolve::Both => Self::Both,
+            Resolve::Local => Self::Local,
         }
     }
 }
@@ -150,11 +189,19 @@ mod tests {
         }
     }
 
+    fn parse(arguments: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from(["agent"].iter().chain(arguments))
+    }
+
     #[test]
-    fn sources() {
-        assert_eq!("file=/a=b".parse(), Ok(TopologySource::File("/a=b".into())));
-        for bad in ["", "file", "file=", "kubernetes", "http=x"] {
-            assert!(bad.parse::<TopologySource>().is_err(), "{bad}");
+    fn in_a_pod_the_api_is_the_default() {
+        let outside = parse(&["--stdout"]);
+        if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() {
+            assert!(outside.unwrap_err().to_string().contains("--topology"));
         }
+        let inside = parse(&["--stdout", "--in-cluster", "10.96.0.1"]).unwrap();
+        assert_eq!(inside.topology.source(), Source::Kube);
+        let told = parse(&["--stdout", "--in-cluster", "x", "--topology", "file=x"]).unwrap();
+        assert_eq!(told.topology.source(), Source::File("x".into()));
     }
 }

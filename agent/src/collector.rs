@@ -2,17 +2,19 @@
 
 use std::{
     io,
-    sync::{Arc, RwLock, mpsc as std_mpsc},
+    sync::mpsc as std_mpsc,
     thread,
     time::{Duration, Instant},
 };
 
-use flow::{record::FlowRecord, topology::Index, wire::Window};
+use flow::{record::FlowRecord, source::View, wire::Window};
 use tokio::sync::mpsc;
 
 use crate::{
-    capture::{self, Capture, Losses},
-    resolve::{Resolver, Skipped},
+    capture::{self, Capture, Losses, Observation},
+    hold::{Hold, Released, TOPOLOGY_UNKNOWN},
+    identity::Identity,
+    resolve::{Resolver, Sighting},
 };
 
 /// From one drain to the next.
@@ -21,10 +23,10 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Drains that may fail one after the other, as for a shortage of memory that passes.
 const MAX_FAILURES: u32 = 5;
 
-/// One drain's flows, named.
+/// Flows with names.
 #[derive(Debug)]
 pub struct Report {
-    /// The span of time in which they were seen.
+    /// The span of time in which they were seen: a drain's, and longer if some had to wait for their names.
     pub window: Window,
     /// The flows.
     pub records: Vec<FlowRecord>,
@@ -45,6 +47,19 @@ pub struct Totals {
     pub losses: Losses,
 }
 
+/// What it takes to name what was captured.
+#[derive(Debug)]
+pub struct Naming {
+    /// Finds the owners of sockets.
+    pub identity: Identity,
+    /// Finds the names.
+    pub resolver: Resolver,
+    /// What is known of the cluster.
+    pub view: View,
+    /// Where waits what is not known yet.
+    pub hold: Hold,
+}
+
 /// The running thread.
 #[derive(Debug)]
 pub struct Collector {
@@ -60,15 +75,13 @@ impl Collector {
     /// If no thread can be had.
     pub fn start(
         capture: Capture,
-        resolver: Resolver,
-        index: Arc<RwLock<Index>>,
+        naming: Naming,
         reports: mpsc::Sender<Report>,
     ) -> io::Result<Self> {
         let (stop, stopped) = std_mpsc::channel();
         let mut worker = Worker {
             capture,
-            resolver,
-            index,
+            naming,
             reports,
             totals: Totals::default(),
         };
@@ -100,8 +113,7 @@ impl Collector {
 
 struct Worker {
     capture: Capture,
-    resolver: Resolver,
-    index: Arc<RwLock<Index>>,
+    naming: Naming,
     reports: mpsc::Sender<Report>,
     totals: Totals,
 }
@@ -119,7 +131,7 @@ impl Worker {
                 stopped.recv_timeout(wait),
                 Err(std_mpsc::RecvTimeoutError::Timeout)
             );
-            let report = match self.drain() {
+            let report = match self.drain(stopping) {
                 Ok(report) => report,
                 Err(error) if stopping || failures == MAX_FAILURES => return Err(error),
                 Err(error) => {
@@ -142,37 +154,55 @@ impl Worker {
         }
     }
 
-    fn drain(&mut self) -> Result<Report, capture::Error> {
-        let drained = self.capture.drain()?;
-        let mut records = Vec::with_capacity(drained.observations.len());
-        {
-            let index = self
-                .index
-                .read()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let resolved = self.resolver.resolve_all(&drained.observations, &index);
-            for (observation, result) in drained.observations.iter().zip(resolved) {
-                let sum = match result {
-                    Ok(record) => {
-                        records.push(record);
-                        &mut self.totals.connections
-                    }
-                    Err(Skipped::Loopback) => &mut self.totals.loopback,
-                    Err(Skipped::OtherNode) => &mut self.totals.other_node,
-                };
-                *sum += observation.count;
-            }
+    fn drain(&mut self, last: bool) -> Result<Report, capture::Error> {
+        let mut drained = self.capture.drain()?;
+        let released = self.naming.name(drained.observations, last);
+        self.totals.loopback += released.loopback;
+        self.totals.other_node += released.other_node;
+        let mut window = drained.window;
+        for record in &released.records {
+            self.totals.connections += record.count;
+            window.from = window.from.min(record.first_seen);
+        }
+        if released.lost > 0 {
+            let losses = &mut drained.losses;
+            losses.insert(TOPOLOGY_UNKNOWN.to_owned(), released.lost);
         }
         for (reason, count) in &drained.losses {
             *self.totals.losses.entry(reason.clone()).or_default() += count;
         }
         if !drained.losses.is_empty() {
-            tracing::error!(losses = ?drained.losses, "the kernel lost observations");
+            tracing::error!(losses = ?drained.losses, "observations lost");
         }
         Ok(Report {
-            window: drained.window,
-            records,
+            window,
+            records: released.records,
             losses: drained.losses,
         })
+    }
+}
+
+impl Naming {
+    /// Names what can be named for good, and keeps the rest unless this is the `last` time.
+    fn name(&mut self, observations: Vec<Observation>, last: bool) -> Released {
+        self.identity.next_round();
+        let sightings: Vec<Sighting> = observations
+            .into_iter()
+            .map(|observation| Sighting {
+                owner: self.identity.owner(observation.cgroup, observation.pid),
+                observation,
+            })
+            .collect();
+        let (resolver, now) = (&self.resolver, Instant::now());
+        match (self.view.is_ready(), last) {
+            (true, false) => self
+                .hold
+                .release(sightings, resolver, &self.view.index(), now),
+            (true, true) => self
+                .hold
+                .release_all(sightings, resolver, &self.view.index()),
+            (false, false) => self.hold.keep(sightings, now),
+            (false, true) => self.hold.lose_all(&sightings),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! MicroShield's node agent.
 //!
-//! [`capture`] drains what the kernel programs counted, [`identity`] and [`resolve`] name both ends, [`collector`] does so
-//! once a second, and [`uplink`] or [`stdout`] take the result away. [`runtime`] puts them together.
+//! [`capture`] drains what the kernel programs counted, [`identity`] and [`resolve`] name both ends, [`hold`] keeps
+//! what cannot be named yet, [`collector`] does so once a second, and [`uplink`] or [`stdout`] take the result away. [`runtime`] puts them together.
 #![deny(unsafe_code)]
 
 pub mod args;
@@ -12,10 +12,10 @@ pub mod capabilities;
 )]
 pub mod capture;
 pub mod collector;
+pub mod hold;
 pub mod identity;
 pub mod resolve;
 pub mod runtime;
 pub mod single;
 pub mod stdout;
-pub mod topology;
 pub mod uplink;

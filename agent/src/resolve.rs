@@ -1,23 +1,38 @@
-//! From what the kernel counted to a flow record with both ends named.
+//! From what the kernel counted to a flow record with its ends named.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use flow::{
     endpoint::{Endpoint, Node},
     record::{Direction, FlowRecord, Outcome, Process, Source, Tuple},
     topology::Index,
+    wire::Resolve,
 };
 
 use crate::{
     capture::{Event, Observation},
-    identity::{Identity, Owner},
+    identity::Owner,
 };
 
-/// Why an observation is no flow of this node.
+/// What the kernel counted, and whose socket that was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// What the kernel counted.
+    pub observation: Observation,
+    /// Looked up at once: later the cgroup may be gone.
+    pub owner: Option<Owner>,
+}
+
+/// A sighting with names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Named {
+    /// The record, or why there is none.
+    pub record: Result<FlowRecord, Skipped>,
+    /// Whether more may be known in a moment: the API tells of a pod some time after the pod has begun to speak.
+    pub may_change: bool,
+}
+
+/// Why a sighting is no flow of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skipped {
     /// Both ends are one host: nothing that a policy could judge.
@@ -26,80 +41,97 @@ pub enum Skipped {
     OtherNode,
 }
 
-/// Names the ends of observations on one node.
+/// Names the ends of sightings on one node.
 #[derive(Debug)]
 pub struct Resolver {
     node: String,
-    identity: Identity,
+    resolve: Resolve,
     /// Whether every socket of this kernel is of this node.
     alone: bool,
 }
 
 impl Resolver {
-    /// For the node of this name, which is `alone` on this kernel unless nodes were told apart by their cgroups.
+    /// For the node of this name, which is `alone` on this kernel unless nodes were told apart by their cgroups. With
+    /// [`Resolve::Local`] the index needs to know no more than this node and its pods, and the other end stays an address.
     #[must_use]
-    pub fn new(node: String, identity: Identity, alone: bool) -> Self {
+    pub fn new(node: String, resolve: Resolve, alone: bool) -> Self {
         Self {
             node,
-            identity,
+            resolve,
             alone,
         }
     }
 
-    /// Names both ends of all observations of one drain.
-    pub fn resolve_all(
-        &mut self,
-        observations: &[Observation],
-        index: &Index,
-    ) -> Vec<Result<FlowRecord, Skipped>> {
-        self.identity.next_round();
-        observations
-            .iter()
-            .map(|observation| self.resolve(observation, index))
-            .collect()
+    /// Names a sighting by what is known now, at the time when it was seen.
+    #[must_use]
+    pub fn name(&self, sighting: &Sighting, index: &Index) -> Named {
+        let skipped = |skipped, may_change| Named {
+            record: Err(skipped),
+            may_change,
+        };
+        let seen = &sighting.observation;
+        if seen.local.is_loopback() || seen.remote.is_loopback() || seen.local == seen.remote {
+            return skipped(Skipped::Loopback, false);
+        }
+        let local = match &sighting.owner {
+            Some(Owner::Container(container)) => match index.pod_by_uid(&container.pod_uid) {
+                Some(pod) => Endpoint::Pod { pod, service: None },
+                None => unknown_pod(seen, index),
+            },
+            Some(Owner::Host) => self.this_node(seen.local),
+            None => match index.resolve_client(seen.local, seen.last_seen) {
+                Endpoint::Pod { pod, .. } if pod.node.as_deref() == Some(&self.node) => {
+                    Endpoint::Pod { pod, service: None }
+                }
+                Endpoint::Node(node) if node.name == self.node => self.this_node(seen.local),
+                // Nobody of another node, whoever had the address there.
+                _ if self.alone => Endpoint::External(seen.local),
+                Endpoint::External(_) => return skipped(Skipped::OtherNode, true),
+                _ => return skipped(Skipped::OtherNode, false),
+            },
+        };
+        let unknown = matches!(local, Endpoint::External(_));
+        let mut record = self.record(sighting, local);
+        let may_change = match self.resolve {
+            Resolve::Both => {
+                index.name_ends(&mut record);
+                unknown || index.may_be_a_young_pod(&record)
+            }
+            // Whoever names the other end learns of pods no sooner than we do.
+            Resolve::Local => true,
+        };
+        Named {
+            record: Ok(record),
+            may_change,
+        }
     }
 
-    fn resolve(&mut self, seen: &Observation, index: &Index) -> Result<FlowRecord, Skipped> {
-        if seen.local.is_loopback() || seen.remote.is_loopback() || seen.local == seen.remote {
-            return Err(Skipped::Loopback);
-        }
-        let owner = self.identity.owner(seen.cgroup, seen.pid);
-        let (src, dst, tuple, direction, outcome, via);
-        match seen.event {
-            Event::Connect(result) => {
-                let server = index.resolve(seen.remote, seen.protocol, seen.port, seen.last_seen);
-                src = self.local_end(seen, owner.as_ref(), None, index)?;
-                dst = server.endpoint;
-                tuple = Tuple {
-                    src_addr: seen.local,
-                    src_port: 0,
-                    dst_addr: seen.remote,
-                    dst_port: server.port,
-                };
-                via = server
-                    .virtual_address
-                    .then_some(SocketAddr::new(seen.remote, seen.port));
-                direction = Direction::Egress;
-                outcome = result;
-            }
-            Event::Accept => {
-                src = index.resolve_client(seen.remote, seen.last_seen);
-                dst = self.local_end(seen, owner.as_ref(), Some(seen.port), index)?;
-                tuple = Tuple {
-                    src_addr: seen.remote,
-                    src_port: 0,
-                    dst_addr: seen.local,
-                    dst_port: seen.port,
-                };
-                via = None;
-                direction = Direction::Ingress;
-                outcome = Outcome::Established;
-            }
-        }
-        Ok(FlowRecord {
+    fn record(&self, sighting: &Sighting, local: Endpoint) -> FlowRecord {
+        let seen = &sighting.observation;
+        let remote = Endpoint::External(seen.remote);
+        let ((src_addr, src), (dst_addr, dst), direction, outcome) = match seen.event {
+            Event::Connect(outcome) => (
+                (seen.local, local),
+                (seen.remote, remote),
+                Direction::Egress,
+                outcome,
+            ),
+            Event::Accept => (
+                (seen.remote, remote),
+                (seen.local, local),
+                Direction::Ingress,
+                Outcome::Established,
+            ),
+        };
+        FlowRecord {
             timestamp: seen.last_seen,
             hostname: self.node.clone(),
-            tuple,
+            tuple: Tuple {
+                src_addr,
+                src_port: 0,
+                dst_addr,
+                dst_port: seen.port,
+            },
             src,
             dst,
             protocol: seen.protocol,
@@ -108,69 +140,37 @@ impl Resolver {
             count: seen.count,
             first_seen: seen.first_seen,
             last_seen: seen.last_seen,
-            process: process(seen, owner),
+            process: process(sighting),
             sources: BTreeSet::from([Source::Ebpf]),
-            via,
-        })
-    }
-
-    /// The end whose socket was observed: by its cgroup where that tells, else by its address.
-    fn local_end(
-        &self,
-        seen: &Observation,
-        owner: Option<&Owner>,
-        server_port: Option<u16>,
-        index: &Index,
-    ) -> Result<Endpoint, Skipped> {
-        match owner {
-            Some(Owner::Container(container)) => Ok(match index.pod_by_uid(&container.pod_uid) {
-                Some(pod) => index.pod_endpoint(&pod, seen.protocol, server_port),
-                None => self.unknown_pod(seen, index),
-            }),
-            Some(Owner::Host) => Ok(self.this_node(seen.local, index)),
-            None => match index.resolve_client(seen.local, seen.last_seen) {
-                Endpoint::Pod { pod, .. } if pod.node.as_deref() == Some(&self.node) => {
-                    Ok(index.pod_endpoint(&pod, seen.protocol, server_port))
-                }
-                Endpoint::Node(node) if node.name == self.node => Ok(Endpoint::Node(node)),
-                by_address if self.alone => Ok(by_address),
-                _ => Err(Skipped::OtherNode),
-            },
+            via: None,
         }
     }
 
-    /// A pod that the cluster's objects do not have: it is nobody else, neither the pod that had its address before nor the
-    /// node in whose range the address is.
-    fn unknown_pod(&self, seen: &Observation, index: &Index) -> Endpoint {
-        match index.resolve_client(seen.local, seen.last_seen) {
-            // Objects without uids are known by their names.
-            Endpoint::Pod { pod, service }
-                if pod.uid == format!("{}/{}", pod.namespace, pod.name) =>
-            {
-                Endpoint::Pod { pod, service }
-            }
-            _ => Endpoint::External(seen.local),
-        }
-    }
-
-    /// This node, with the address that its process used among its own.
-    fn this_node(&self, used: IpAddr, index: &Index) -> Endpoint {
-        let mut addresses = index
-            .node(&self.node)
-            .map_or_else(Vec::new, |node| node.addresses.clone());
-        if !addresses.contains(&used) {
-            addresses.push(used);
-        }
+    /// This node, with the address that its process used.
+    fn this_node(&self, used: IpAddr) -> Endpoint {
         Endpoint::Node(Arc::new(Node {
             name: self.node.clone(),
-            addresses,
+            addresses: vec![used],
         }))
     }
 }
 
-fn process(seen: &Observation, owner: Option<Owner>) -> Option<Process> {
-    let container = match owner {
-        Some(Owner::Container(container)) => container.container,
+/// A pod that the cluster's objects do not have: it is nobody else, neither the pod that had its address before nor the node
+/// in whose range the address is.
+fn unknown_pod(seen: &Observation, index: &Index) -> Endpoint {
+    match index.resolve_client(seen.local, seen.last_seen) {
+        // Objects without uids are known by their names.
+        Endpoint::Pod { pod, .. } if pod.uid == format!("{}/{}", pod.namespace, pod.name) => {
+            Endpoint::Pod { pod, service: None }
+        }
+        _ => Endpoint::External(seen.local),
+    }
+}
+
+fn process(sighting: &Sighting) -> Option<Process> {
+    let seen = &sighting.observation;
+    let container = match &sighting.owner {
+        Some(Owner::Container(container)) => container.container.clone(),
         _ => None,
     };
     (seen.pid != 0 || container.is_some()).then(|| Process {

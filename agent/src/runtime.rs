@@ -3,27 +3,35 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use flow::wire::Hello;
+use flow::{
+    source::{Access, Options, Pace, Scope, Source, Topology, View},
+    wire::{Hello, Resolve},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
 use crate::{
-    args::{Args, TopologySource},
+    args::{self, Args},
     capabilities,
     capture::{self, Capture},
-    collector::{Collector, Totals},
+    collector::{Collector, Naming, Totals},
+    hold::{self, Hold},
     identity::{Identity, Mounts},
     resolve::Resolver,
     single::SingleInstance,
-    stdout, topology,
+    stdout,
     uplink::{self, Uplink},
 };
 
 /// Drains that may wait for the uplink or standard output. They are taken up at once unless that reader hangs; then the
 /// collector waits and the kernel's map goes on counting, so that nothing is lost until it is full.
 const REPORTS: usize = 4;
+
+/// The first request of each kind goes to the API server at a time drawn from this span: a DaemonSet's agents start
+/// together, and a thousand lists of all pods at once would be a heavy load. What is captured meanwhile waits.
+const START_JITTER: Duration = Duration::from_secs(5);
 
 /// What ended the run without success, and the exit code for it.
 #[derive(Debug)]
@@ -74,8 +82,13 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         })?,
     };
     let node = node.to_string();
-    let TopologySource::File(topology_file) = args.topology;
-    let (source, index) = topology::from_file(topology_file).map_err(Failure::usage)?;
+    let resolve = Resolve::from(args.resolve);
+    if resolve == Resolve::Local && args.output.generator.is_none() {
+        return Err(Failure::usage(anyhow!(
+            "--resolve local leaves names to the generator: it needs --generator"
+        )));
+    }
+    let topology = topology(&args.topology, &node, resolve).await?;
     let mounts = Mounts::read();
     let hybrid = mounts.as_ref().is_ok_and(|mounts| mounts.hybrid);
     let alone = args.cgroup_root.is_none();
@@ -83,15 +96,6 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Some(root) => root,
         None => mounts.map_err(Failure::usage)?.cgroup2,
     };
-    if index
-        .read()
-        .is_ok_and(|index| index.counts().nodes > 0 && index.node(&node).is_none())
-    {
-        tracing::warn!(
-            node,
-            "the topology has no node of this name: give --node-name"
-        );
-    }
     let _lock = SingleInstance::lock(&cgroup_root)?;
 
     capabilities::check()?;
@@ -102,10 +106,16 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     })?;
     tracing::info!(node, hooks = %capture.hooks(), cgroup_root = %cgroup_root.display(), "capturing");
 
-    let resolver = Resolver::new(node.clone(), Identity::new(cgroup_root, hybrid), alone);
+    let view = topology.view();
+    let node_check = tokio::spawn(check_node(view.clone(), node.clone()));
+    let naming = Naming {
+        identity: Identity::new(cgroup_root, hybrid),
+        resolver: Resolver::new(node.clone(), resolve, alone),
+        view: view.clone(),
+        hold: Hold::new(patience(&args.topology, resolve)),
+    };
     let (sender, reports) = mpsc::channel(REPORTS);
-    let follower = tokio::spawn(topology::follow_file(source, index.clone()));
-    let collector = Collector::start(capture, resolver, index, sender)?;
+    let collector = Collector::start(capture, naming, sender)?;
     let output = match args.output.generator {
         // On a thread of its own: whoever reads standard output may take any time.
         None => tokio::task::spawn_blocking(|| stdout::print(reports).map(|()| 0)),
@@ -114,6 +124,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
                 instance: uplink::new_instance(),
                 node,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
+                resolve,
             };
             let uplink = Uplink::new(url, hello, reports);
             tokio::spawn(async { Ok(uplink.run().await) })
@@ -125,7 +136,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         _ = interrupt.recv() => {}
         () = ended(&collector) => {}
     }
-    follower.abort();
+    node_check.abort();
     let totals = tokio::task::spawn_blocking(move || collector.stop())
         .await
         .context("the collector")?;
@@ -136,6 +147,48 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         .context("standard output")?;
     log_totals(&totals?, undelivered);
     Ok(())
+}
+
+async fn topology(
+    args: &args::Topology,
+    node: &str,
+    resolve: Resolve,
+) -> Result<Topology, Failure> {
+    let options = Options {
+        access: Access {
+            kubeconfig: args.kubeconfig.clone(),
+            context: args.context.clone(),
+        },
+        scope: match resolve {
+            Resolve::Both => Scope::BothEnds,
+            Resolve::Local => Scope::OneNode(node.to_owned()),
+        },
+        start_jitter: START_JITTER,
+        pace: Pace::default(),
+    };
+    Topology::start(&args.source(), options)
+        .await
+        .map_err(Failure::usage)
+}
+
+/// A file is as it is: waiting makes nothing better, unless the generator is who learns of pods.
+fn patience(args: &args::Topology, resolve: Resolve) -> Duration {
+    match (args.source(), resolve) {
+        (Source::File(_), Resolve::Both) => Duration::ZERO,
+        (Source::Kube, _) | (_, Resolve::Local) => hold::PATIENCE,
+    }
+}
+
+/// Says so if the cluster, once it is known, has no node of this name.
+async fn check_node(mut view: View, node: String) {
+    view.ready().await;
+    let knows_it = view.index().node(&node).is_some();
+    if !knows_it {
+        tracing::warn!(
+            node,
+            "the topology has no node of this name: give --node-name"
+        );
+    }
 }
 
 fn log_totals(totals: &Totals, undelivered: u64) {

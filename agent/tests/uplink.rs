@@ -112,6 +112,7 @@ async fn start() -> (
         instance: "instance".to_owned(),
         node: "node-1".to_owned(),
         version: "0".to_owned(),
+        resolve: flow::wire::Resolve::Both,
     };
     let uplink = Uplink::new(url.parse().unwrap(), hello, reports);
     (listener, sender, tokio::spawn(uplink.run()))

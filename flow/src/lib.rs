@@ -5,15 +5,20 @@
 //! * [`observations`]: records added up by what makes them the same observation;
 //! * [`wire`]: the messages between agent and generator, and their bounded codec;
 //! * [`locate`]: on which line of a YAML or JSON text a field stands;
-//! * [`topology`]: the cluster's objects and the index that answers (address, time) → endpoint.
+//! * [`topology`]: the cluster's objects and the index that answers (address, time) → endpoint;
+//! * `source`, behind the feature of that name: the index kept current from a file or the Kubernetes API.
 //!
-//! Nothing here does I/O on the network, reads a clock or starts a task.
+//! Nothing but `source` does I/O on the network, reads a clock or starts a task.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "source")]
+pub mod backoff;
 pub mod endpoint;
 pub mod locate;
 pub mod observations;
 pub mod record;
+#[cfg(feature = "source")]
+pub mod source;
 pub mod time;
 pub mod topology;
 pub mod wire;

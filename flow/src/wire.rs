@@ -52,6 +52,23 @@ pub struct Hello {
     pub node: String,
     /// The agent's version.
     pub version: String,
+    /// Which ends of its records the agent has named; default [`Resolve::Both`].
+    #[serde(default)]
+    pub resolve: Resolve,
+}
+
+/// Which ends of a record its observer names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resolve {
+    /// Both.
+    #[default]
+    Both,
+    /// The observed end, and that in part: pods without their service. The other end stands as external, with the address
+    /// and port that the observer's socket had for it, and the generator names both by
+    /// [`Index::name_ends`](crate::topology::Index::name_ends), at the time in the record. Because addresses change hands,
+    /// such an agent does not add up records of different times.
+    Local,
 }
 
 /// Flows of one window, and what was lost in it.
@@ -207,6 +224,7 @@ mod tests {
             instance: "x".repeat(MAX_MESSAGE_BYTES),
             node: String::new(),
             version: String::new(),
+            resolve: Resolve::Both,
         });
         assert!(matches!(
             encode(&hello, Encoding::Json),

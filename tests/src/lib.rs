@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+pub mod apiserver;
 pub mod bookinfo;
 pub mod cgroup;
 pub mod cluster;

@@ -1,6 +1,5 @@
 //! The stream to the generator: numbered batches over a WebSocket, kept until acknowledged.
 
-mod backoff;
 mod connection;
 mod outbox;
 mod url;
@@ -8,7 +7,7 @@ mod url;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flow::wire::Hello;
+use flow::{backoff::Backoff, wire::Hello};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},
@@ -16,7 +15,6 @@ use tokio::{
 
 pub use self::url::GeneratorUrl;
 use self::{
-    backoff::Backoff,
     connection::{Connection, ConnectionError},
     outbox::Outbox,
 };
@@ -67,8 +65,8 @@ impl Uplink {
     pub fn new(url: GeneratorUrl, hello: Hello, reports: mpsc::Receiver<Report>) -> Self {
         Self {
             url,
+            outbox: Outbox::new(hello.resolve),
             hello,
-            outbox: Outbox::new(),
             reports,
             one_by_one: false,
             deadline: None,
@@ -78,7 +76,7 @@ impl Uplink {
     /// Runs until no more reports come and everything is delivered, or until four seconds after the last report. Returns
     /// how many connections were not delivered.
     pub async fn run(mut self) -> u64 {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         loop {
             let url = self.url.clone();
             let hello = self.hello.clone();

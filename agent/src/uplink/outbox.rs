@@ -6,7 +6,7 @@ use bytes::Bytes;
 use flow::{
     observations::Observations,
     record::FlowRecord,
-    wire::{self, AgentMessage, Batch, Encoding, MAX_BATCH_FLOWS, Window, WireError},
+    wire::{self, AgentMessage, Batch, Encoding, MAX_BATCH_FLOWS, Resolve, Window, WireError},
 };
 
 use crate::{capture::Losses, collector::Report};
@@ -28,7 +28,7 @@ const RECORD_TOO_LONG: &str = "record_too_long";
 /// Numbers batches without gaps, and keeps each until it is acknowledged.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    pending: Observations,
+    pending: Pending,
     losses: Losses,
     window: Option<Window>,
     in_flight: VecDeque<Sealed>,
@@ -47,9 +47,9 @@ pub(super) struct Sealed {
 }
 
 impl Outbox {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(resolve: Resolve) -> Self {
         Self {
-            pending: Observations::default(),
+            pending: Pending::new(resolve),
             losses: Losses::new(),
             window: None,
             in_flight: VecDeque::new(),
@@ -71,7 +71,7 @@ impl Outbox {
             if self.pending.len() >= MAX_PENDING && !self.pending.knows(&record) {
                 self.lose(OUTBOX_FULL, record.count);
             } else {
-                self.pending.observe(record);
+                self.pending.add(record);
             }
         }
     }
@@ -180,8 +180,7 @@ impl Outbox {
     /// Connections that were not acknowledged.
     pub(super) fn connections(&self) -> u64 {
         let sealed: u64 = self.in_flight.iter().map(|batch| batch.connections).sum();
-        let pending: u64 = self.pending.records().map(|record| record.count).sum();
-        sealed + pending
+        sealed + self.pending.connections()
     }
 
     /// A batch that was too long goes back; a single record that is too long alone is lost.
@@ -192,7 +191,7 @@ impl Outbox {
             return;
         }
         for record in flows {
-            self.pending.observe(record);
+            self.pending.add(record);
         }
     }
 
@@ -209,6 +208,66 @@ impl Outbox {
             },
             None => window,
         });
+    }
+}
+
+/// Records that wait to be sent.
+#[derive(Debug)]
+enum Pending {
+    /// Added up.
+    Merged(Observations),
+    /// Each by itself: who an address was is decided by the time in the record, which adding up would lose.
+    Apart(VecDeque<FlowRecord>),
+}
+
+impl Pending {
+    fn new(resolve: Resolve) -> Self {
+        match resolve {
+            Resolve::Both => Self::Merged(Observations::default()),
+            Resolve::Local => Self::Apart(VecDeque::new()),
+        }
+    }
+
+    fn add(&mut self, record: FlowRecord) {
+        match self {
+            Self::Merged(observations) => {
+                observations.observe(record);
+            }
+            Self::Apart(records) => records.push_back(record),
+        }
+    }
+
+    /// Whether the record would take no more room.
+    fn knows(&self, record: &FlowRecord) -> bool {
+        match self {
+            Self::Merged(observations) => observations.knows(record),
+            Self::Apart(_) => false,
+        }
+    }
+
+    fn take(&mut self, most: usize) -> Vec<FlowRecord> {
+        match self {
+            Self::Merged(observations) => observations.take(most),
+            Self::Apart(records) => records.drain(..most.min(records.len())).collect(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Merged(observations) => observations.len(),
+            Self::Apart(records) => records.len(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn connections(&self) -> u64 {
+        match self {
+            Self::Merged(observations) => observations.records().map(|record| record.count).sum(),
+            Self::Apart(records) => records.iter().map(|record| record.count).sum(),
+        }
     }
 }
 
@@ -270,7 +329,7 @@ mod tests {
 
     #[test]
     fn batches_are_numbered_and_kept_until_acknowledged() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Resolve::Both);
         for number in 1..=3 {
             outbox.add(report(number * 10, vec![record(1, number)]));
             let sealed = outbox.seal().unwrap().unwrap();
@@ -289,7 +348,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_added_up() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Resolve::Both);
         for _ in 0..MAX_IN_FLIGHT {
             outbox.add(report(0, vec![record(1, 1)]));
             outbox.seal().unwrap().unwrap();
@@ -307,8 +366,31 @@ mod tests {
     }
 
     #[test]
+    fn records_whose_other_end_is_only_an_address_keep_their_own_time() {
+        let mut outbox = Outbox::new(Resolve::Local);
+        for _ in 0..MAX_IN_FLIGHT {
+            outbox.add(report(0, vec![record(1, 1)]));
+            outbox.seal().unwrap().unwrap();
+        }
+        for second in 1..=3 {
+            let mut later = record(1, second);
+            later.last_seen = Timestamp::from_nanos(second * 1_000);
+            outbox.add(report(second, vec![later]));
+        }
+        assert_eq!(outbox.connections(), MAX_IN_FLIGHT as u64 + 6);
+        outbox.acknowledge(1);
+        let batch = batch(outbox.seal().unwrap().unwrap());
+        let seen: Vec<(u64, u64)> = batch
+            .flows
+            .iter()
+            .map(|flow| (flow.last_seen.as_nanos() / 1_000, flow.count))
+            .collect();
+        assert_eq!(seen, [(1, 1), (2, 2), (3, 3)]);
+    }
+
+    #[test]
     fn a_full_outbox_counts_what_it_turns_away() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Resolve::Both);
         let clients = u32::try_from(MAX_PENDING).unwrap() + 5;
         outbox.add(report(
             0,
@@ -333,7 +415,7 @@ mod tests {
 
     #[test]
     fn a_batch_that_is_too_long_is_divided_and_a_record_that_is_too_long_is_counted() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Resolve::Both);
         let long = |client, bytes| FlowRecord {
             hostname: "x".repeat(bytes),
             ..record(client, 1)
@@ -355,7 +437,7 @@ mod tests {
 
     #[test]
     fn losses_travel_without_flows() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Resolve::Both);
         let mut lossy = report(0, Vec::new());
         lossy.losses.insert("flows_and_ring_full".to_owned(), 4);
         outbox.add(lossy);

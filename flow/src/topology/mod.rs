@@ -9,6 +9,7 @@ pub mod scope;
 mod convert;
 mod history;
 mod index;
+mod naming;
 mod objects;
 mod pod;
 mod ranges;

@@ -4,9 +4,11 @@ use std::{
     io::{self, IsTerminal as _},
     net::SocketAddr,
     path::PathBuf,
+    time::Duration,
 };
 
 use anyhow::{Context as _, anyhow};
+use flow::source::{Access, Options, Pace, Scope, Source};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
@@ -44,19 +46,56 @@ pub(super) struct Args {
     output: Option<PathBuf>,
 
     /// What to log: error, warn, info, debug or trace, also by module
+    ///
+    /// The HTTP client's own words are left out by default: what comes of its failures is said where they are dealt with.
     #[arg(
         long,
         value_name = "FILTER",
         env = "MICROSHIELD_LOG",
-        default_value = "info"
+        default_value = "info,kube_client=off"
     )]
     log: String,
+
+    /// Where the cluster's objects come from, for agents with --resolve local: kube, the Kubernetes API [default: in a pod],
+    /// or file=PATH, a list as kubectl prints it, read again when it changes
+    #[arg(long, value_name = "SRC", env = "MICROSHIELD_TOPOLOGY")]
+    topology: Option<Source>,
+
+    /// How to reach the Kubernetes API [default: $KUBECONFIG, ~/.kube/config, else the pod's own account]
+    #[arg(long, value_name = "FILE", env = "MICROSHIELD_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+
+    /// The context of the kubeconfig to use, instead of its current one
+    #[arg(long, value_name = "NAME", env = "MICROSHIELD_CONTEXT")]
+    context: Option<String>,
+
+    /// Set in every pod
+    #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true)]
+    in_cluster: Option<String>,
 
     #[command(flatten)]
     policy: PolicyArgs,
 }
 
+impl Args {
+    fn topology(&self) -> Option<(Source, Options)> {
+        let default = self.in_cluster.as_ref().map(|_| Source::Kube);
+        let options = Options {
+            access: Access {
+                kubeconfig: self.kubeconfig.clone(),
+                context: self.context.clone(),
+            },
+            scope: Scope::Everything,
+            // There is one generator.
+            start_jitter: Duration::ZERO,
+            pace: Pace::default(),
+        };
+        Some((self.topology.clone().or(default)?, options))
+    }
+}
+
 pub(super) fn run(args: Args) -> Result<(), Failure> {
+    let topology = args.topology();
     let publication = match (args.output, args.policy.options()) {
         (Some(folder), options) => Some(Publication {
             folder,
@@ -72,6 +111,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     let config = Config {
         listen: args.listen,
         data_dir: args.data_dir,
+        topology,
         publication,
     };
     log_to_stderr(&args.log)?;

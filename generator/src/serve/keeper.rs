@@ -7,7 +7,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use flow::{time::Timestamp, wire::Batch};
+use flow::{
+    source::View,
+    time::Timestamp,
+    wire::{Batch, Resolve},
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep},
@@ -56,6 +60,8 @@ pub(super) type SnapshotRequest = oneshot::Sender<Snapshot>;
 pub struct Keeper {
     store: Store,
     state: State,
+    /// What is known of the cluster, if anything.
+    topology: Option<View>,
     /// The last connection of each instance.
     sessions: HashMap<String, Weak<Session>>,
     revision: watch::Sender<u64>,
@@ -65,16 +71,17 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Loads the state from the store.
+    /// Loads the state from the store. With a view of the cluster, agents may leave names to the keeper.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub async fn load(mut store: Store) -> Result<Self, StoreError> {
+    pub async fn load(mut store: Store, topology: Option<View>) -> Result<Self, StoreError> {
         let state = store.load().await?;
         let (revision, _) = watch::channel(0);
         Ok(Self {
             store,
             state,
+            topology,
             sessions: HashMap::new(),
             revision,
             swept: Timestamp::default(),
@@ -144,10 +151,7 @@ impl Keeper {
         self.sweep(&mut round, now);
         for Request { session, ask, room } in group {
             let answered = match ask {
-                Ask::Join => {
-                    self.join(&session);
-                    true
-                }
+                Ask::Join => self.join(&session),
                 Ask::Store(_) if session.is_refused() => false,
                 Ask::Store(batch) => self.apply(&mut round, &session, batch, now),
             };
@@ -178,8 +182,27 @@ impl Keeper {
         }
     }
 
-    /// The older connection of an instance makes way for the newer: its agent has given it up.
-    fn join(&mut self, session: &Arc<Session>) {
+    /// Whether the names that an agent leaves to the generator can be found.
+    fn can_name(&self, resolve: Resolve) -> Result<(), Refusal> {
+        match (resolve, &self.topology) {
+            (Resolve::Both, _) => Ok(()),
+            (Resolve::Local, None) => Err(Refusal::policy(
+                "this generator has no --topology to name the other ends of --resolve local",
+            )),
+            (Resolve::Local, Some(view)) if view.is_ready() => Ok(()),
+            (Resolve::Local, Some(_)) => {
+                Err(Refusal::failure("the cluster's objects are not known yet"))
+            }
+        }
+    }
+
+    /// Whether the session is let in. The older connection of an instance makes way for the newer: its agent has given it
+    /// up.
+    fn join(&mut self, session: &Arc<Session>) -> bool {
+        if let Err(refusal) = self.can_name(session.hello.resolve) {
+            session.refuse(refusal);
+            return false;
+        }
         self.sessions
             .retain(|_, session| session.strong_count() > 0);
         let instance = session.hello.instance.clone();
@@ -187,6 +210,7 @@ impl Keeper {
         if let Some(older) = older.and_then(|older| older.upgrade()) {
             older.refuse(Refusal::policy("the same instance has connected again"));
         }
+        true
     }
 
     /// Whether the batch is to be acknowledged once the round is committed.
@@ -194,11 +218,17 @@ impl Keeper {
         &mut self,
         round: &mut Round,
         session: &Session,
-        batch: Batch,
+        mut batch: Batch,
         now: Timestamp,
     ) -> bool {
         let hello = &session.hello;
         let sequence = batch.sequence;
+        if let (Resolve::Local, Some(view)) = (hello.resolve, &self.topology) {
+            let index = view.index();
+            for record in &mut batch.flows {
+                index.name_ends(record);
+            }
+        }
         round.make_room_for(&mut self.state, &hello.instance, |instance| {
             is_connected(&self.sessions, instance)
         });

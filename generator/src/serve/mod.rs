@@ -10,6 +10,7 @@ mod round;
 
 use std::{future::Future, io, net::SocketAddr, path::PathBuf};
 
+use flow::source::{self, Source, SourceError, Topology};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinError,
@@ -35,6 +36,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the ledger is kept; without it, in memory.
     pub data_dir: Option<PathBuf>,
+    /// Where the cluster's objects come from; without it, agents that leave names to the generator are sent away.
+    pub topology: Option<(Source, source::Options)>,
     /// The folder to keep up to date, if any.
     pub publication: Option<Publication>,
 }
@@ -50,6 +53,9 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is no way to the cluster's objects.
+    #[error(transparent)]
+    Topology(#[from] SourceError),
     /// The store cannot be opened, or has failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -64,6 +70,7 @@ pub enum ServeError {
 /// A generator that has all it needs.
 #[derive(Debug)]
 pub struct Generator {
+    topology: Option<Topology>,
     keeper: Keeper,
     publisher: Option<Publisher>,
     server: Server,
@@ -75,7 +82,12 @@ impl Generator {
     /// # Errors
     /// If one of these cannot be done.
     pub async fn start(config: Config) -> Result<Self, ServeError> {
-        let keeper = Keeper::load(open_store(config.data_dir).await?).await?;
+        let topology = match config.topology {
+            Some((source, options)) => Some(Topology::start(&source, options).await?),
+            None => None,
+        };
+        let view = topology.as_ref().map(|topology| topology.view().clone());
+        let keeper = Keeper::load(open_store(config.data_dir).await?, view).await?;
         let publisher = match config.publication {
             Some(publication) => Some(first_publication(publication, &keeper).await?),
             None => None,
@@ -87,6 +99,7 @@ impl Generator {
                 source,
             })?;
         Ok(Self {
+            topology,
             keeper,
             publisher,
             server,
@@ -99,6 +112,8 @@ impl Generator {
     /// If the store fails for good, or if the last state of the folder cannot be written.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self {
+            // It is kept current until everything has stopped.
+            topology: _topology,
             keeper,
             publisher,
             server,

@@ -142,6 +142,7 @@ mod tests {
             instance: instance.to_owned(),
             node: "node-1".to_owned(),
             version: "1".to_owned(),
+            resolve: flow::wire::Resolve::Both,
         }
     }
 

@@ -18,6 +18,7 @@ fn hello(instance: &str) -> Hello {
         instance: instance.to_owned(),
         node: "node-1".to_owned(),
         version: "1".to_owned(),
+        resolve: flow::wire::Resolve::Both,
     }
 }
 

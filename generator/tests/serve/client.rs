@@ -145,6 +145,7 @@ pub(crate) fn hello(instance: &str) -> AgentMessage {
         instance: instance.to_owned(),
         node: "node-1".to_owned(),
         version: "1".to_owned(),
+        resolve: flow::wire::Resolve::Both,
     })
 }
 

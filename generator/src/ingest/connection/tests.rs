@@ -43,6 +43,7 @@ impl Peer {
             instance: "one".to_owned(),
             node: "node-1".to_owned(),
             version: "1".to_owned(),
+            resolve: flow::wire::Resolve::Both,
         };
         self.say(&AgentMessage::Hello(hello)).await;
         let session = match self.requests.recv().await {

@@ -208,6 +208,7 @@ fn a_hello_is_fit_for_a_log() {
         instance: "5c3b8f3e-0d62-4a4e-8a38-6f6d0a3c1c11".to_owned(),
         node: "node-1".to_owned(),
         version: "0.1.0+abc".to_owned(),
+        resolve: flow::wire::Resolve::Both,
     };
     assert_eq!(hello(&valid), Ok(()));
     let bad = [

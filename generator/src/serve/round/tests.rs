@@ -7,6 +7,7 @@ fn hello() -> Hello {
         instance: "one".to_owned(),
         node: "node-1".to_owned(),
         version: "1".to_owned(),
+        resolve: flow::wire::Resolve::Both,
     }
 }
 

@@ -7,25 +7,27 @@ use rand::Rng;
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Exponential backoff with jitter: each wait is drawn between half and all of a bound that doubles, so that the agents of
-/// a cluster do not come back in step after the generator was away.
+/// Exponential backoff with jitter: each wait is drawn between half and all of a bound that doubles from half a second to
+/// half a minute, so that the agents of a cluster do not come back in step after a server was away.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub struct Backoff {
     bound: Duration,
 }
 
-impl Backoff {
-    pub(super) const fn new() -> Self {
+impl Default for Backoff {
+    fn default() -> Self {
         Self { bound: FIRST }
     }
+}
 
+impl Backoff {
     /// After a success.
-    pub(super) fn reset(&mut self) {
-        self.bound = FIRST;
+    pub fn reset(&mut self) {
+        *self = Self::default();
     }
 
     /// The next wait.
-    pub(super) fn next(&mut self, random: &mut impl Rng) -> Duration {
+    pub fn next(&mut self, random: &mut impl Rng) -> Duration {
         let wait = random.random_range(self.bound / 2..=self.bound);
         self.bound = (self.bound * 2).min(LONGEST);
         wait
@@ -39,7 +41,7 @@ mod tests {
     #[test]
     fn waits_grow_to_the_longest_and_start_anew() {
         let mut random = rand::rng();
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         let mut bound = FIRST;
         for _ in 0..20 {
             let wait = backoff.next(&mut random);

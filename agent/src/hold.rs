@@ -1,0 +1,132 @@
+//! Sightings that wait for names.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use flow::{record::FlowRecord, topology::Index};
+
+use crate::resolve::{Resolver, Sighting, Skipped};
+
+/// How long the API may take to tell of a pod that speaks already. kubelet reports a new pod's address within a second or
+/// two of its first process, and the API passes that on at once.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Sightings that may wait for the first lists. Each takes a few hundred bytes; what comes when there are as many is
+/// counted as lost, because names would be wrong then, not only missing.
+const MAX_EARLY: usize = 65_536;
+
+/// Sightings that may wait for better names. What comes when there are as many is named as well as can be.
+const MAX_DOUBTFUL: usize = 16_384;
+
+/// The reason under which connections are counted that were seen before the cluster's objects were known and found no
+/// place to wait, or for which they never came to be known.
+pub const TOPOLOGY_UNKNOWN: &str = "topology_unknown";
+
+/// Where sightings wait.
+#[derive(Debug)]
+pub struct Hold {
+    patience: Duration,
+    waiting: VecDeque<(Instant, Sighting)>,
+}
+
+/// What need not wait any longer.
+#[derive(Debug, Default, PartialEq)]
+pub struct Released {
+    /// The records.
+    pub records: Vec<FlowRecord>,
+    /// Connections left out because both their ends were one host.
+    pub loopback: u64,
+    /// Connections left out because they belong to another node.
+    pub other_node: u64,
+    /// Connections lost as [`TOPOLOGY_UNKNOWN`].
+    pub lost: u64,
+}
+
+impl Hold {
+    /// What may change waits for as long as `patience`; with none, nothing does.
+    #[must_use]
+    pub fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// Takes in what was seen before the cluster's objects are known.
+    pub fn keep(&mut self, sightings: Vec<Sighting>, now: Instant) -> Released {
+        let mut released = Released::default();
+        for sighting in sightings {
+            if self.waiting.len() < MAX_EARLY {
+                self.waiting.push_back((now, sighting));
+            } else {
+                released.lost += sighting.observation.count;
+            }
+        }
+        released
+    }
+
+    /// Names what waits and what is new, and keeps what may yet get a better name.
+    pub fn release(
+        &mut self,
+        sightings: Vec<Sighting>,
+        resolver: &Resolver,
+        index: &Index,
+        now: Instant,
+    ) -> Released {
+        self.name(sightings, resolver, index, now, self.patience)
+    }
+
+    /// Names everything that waits and what is new.
+    pub fn release_all(
+        &mut self,
+        sightings: Vec<Sighting>,
+        resolver: &Resolver,
+        index: &Index,
+    ) -> Released {
+        self.name(sightings, resolver, index, Instant::now(), Duration::ZERO)
+    }
+
+    /// Gives up what waits, and what is new: the cluster's objects never came to be known.
+    pub fn lose_all(&mut self, sightings: &[Sighting]) -> Released {
+        let waiting = self.waiting.drain(..).map(|(_, sighting)| sighting);
+        let lost: u64 = waiting.map(|sighting| sighting.observation.count).sum();
+        let new: u64 = sightings.iter().map(|s| s.observation.count).sum();
+        Released {
+            lost: lost + new,
+            ..Released::default()
+        }
+    }
+
+    fn name(
+        &mut self,
+        sightings: Vec<Sighting>,
+        resolver: &Resolver,
+        index: &Index,
+        now: Instant,
+        patience: Duration,
+    ) -> Released {
+        let mut released = Released::default();
+        let waiting = std::mem::take(&mut self.waiting);
+        let new = sightings.into_iter().map(|sighting| (now, sighting));
+        for (since, sighting) in waiting.into_iter().chain(new) {
+            let named = resolver.name(&sighting, index);
+            let may_wait = now.saturating_duration_since(since) < patience;
+            if named.may_change && may_wait && self.waiting.len() < MAX_DOUBTFUL {
+                self.waiting.push_back((since, sighting));
+                continue;
+            }
+            let count = sighting.observation.count;
+            match named.record {
+                Ok(record) => released.records.push(record),
+                Err(Skipped::Loopback) => released.loopback += count,
+                Err(Skipped::OtherNode) => released.other_node += count,
+            }
+        }
+        released
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+use std::net::IpAddr;
+
+use flow::{
+    endpoint::{self, Endpoint, Labels},
+    record::{Outcome, Protocol},
+    time::Timestamp,
+    topology::{Change, Node, Object, Phase, Pod},
+    wire::Resolve,
+};
+
+use super::*;
+use crate::{
+    capture::{Event, Observation},
+    identity::{ContainerRef, Owner},
+};
+
+const HERE: &str = "node-1";
+
+fn pod(uid: &str, address: Option<[u8; 4]>, node: &str, started: u64) -> Change {
+    Change::Upsert(Object::Pod(Pod {
+        identity: endpoint::Pod {
+            uid: uid.to_owned(),
+            namespace: "shop".to_owned(),
+            name: uid.to_owned(),
+            labels: Labels::new(),
+            workload: None,
+            node: Some(node.to_owned()),
+            host_network: false,
+            addresses: address.map(IpAddr::from).into_iter().collect(),
+            services: Vec::new(),
+        },
+        static_uid: None,
+        ports: Vec::new(),
+        phase: Phase::Running,
+        started: Some(seconds(started)),
+    }))
+}
+
+fn node(name: &str, address: [u8; 4], range: &str) -> Change {
+    Change::Upsert(Object::Node(Node {
+        identity: endpoint::Node {
+            name: name.to_owned(),
+            addresses: vec![address.into()],
+        },
+        interfaces: Vec::new(),
+        pod_cidrs: vec![range.parse().unwrap()],
+        created: None,
+    }))
+}
+
+fn index(changes: Vec<Change>) -> Index {
+    let mut index = Index::default();
+    for change in changes {
+        index.apply(change, seconds(100));
+    }
+    index
+}
+
+/// A connection that the pod `uid` of this node made at second 105.
+fn sighting(uid: &str, remote: [u8; 4], count: u64) -> Sighting {
+    Sighting {
+        observation: Observation {
+            event: Event::Connect(Outcome::Established),
+            protocol: Protocol::Tcp,
+            local: [10, 0, 1, 9].into(),
+            remote: remote.into(),
+            port: 80,
+            cgroup: 1,
+            netns: 0,
+            pid: 0,
+            comm: String::new(),
+            count,
+            first_seen: seconds(105),
+            last_seen: seconds(105),
+        },
+        owner: Some(Owner::Container(ContainerRef {
+            pod_uid: uid.to_owned(),
+            container: None,
+        })),
+    }
+}
+
+fn seconds(seconds: u64) -> Timestamp {
+    Timestamp::from_nanos(seconds * 1_000_000_000)
+}
+
+fn both_ends() -> Resolver {
+    Resolver::new(HERE.to_owned(), Resolve::Both, true)
+}
+
+fn names(released: &Released) -> Vec<String> {
+    let ends = |record: &FlowRecord| format!("{} -> {}", record.src, record.dst);
+    released.records.iter().map(ends).collect()
+}
+
+#[test]
+fn what_is_known_does_not_wait() {
+    let index = index(vec![
+        pod("here", Some([10, 0, 1, 9]), HERE, 90),
+        pod("there", Some([10, 0, 2, 9]), "node-2", 90),
+        node(HERE, [192, 168, 0, 1], "10.0.1.0/24"),
+    ]);
+    let mut hold = Hold::new(PATIENCE);
+    let sightings = vec![
+        sighting("here", [10, 0, 2, 9], 1),
+        sighting("here", [192, 168, 0, 1], 1),
+    ];
+    let released = hold.release(sightings, &both_ends(), &index, Instant::now());
+    assert_eq!(
+        names(&released),
+        ["shop/here -> shop/there", "shop/here -> node node-1"]
+    );
+}
+
+#[test]
+fn a_pod_that_speaks_before_the_api_tells_of_it_is_waited_for() {
+    let young_here = sighting("young", [10, 0, 2, 9], 1);
+    let young_there = sighting("here", [10, 0, 2, 7], 2);
+    let known = || {
+        vec![
+            pod("here", Some([10, 0, 1, 8]), HERE, 90),
+            pod("there", Some([10, 0, 2, 9]), "node-2", 90),
+            // The address is in its range: for now it looks like the node's own.
+            node("node-2", [192, 168, 0, 2], "10.0.2.0/24"),
+        ]
+    };
+    let (mut hold, start) = (Hold::new(PATIENCE), Instant::now());
+    let resolver = both_ends();
+    let before = index(known());
+    let released = hold.release(
+        vec![young_here.clone(), young_there.clone()],
+        &resolver,
+        &before,
+        start,
+    );
+    assert_eq!(released, Released::default());
+
+    let mut after = known();
+    after.push(pod("young", None, HERE, 104));
+    after.push(pod("late", Some([10, 0, 2, 7]), "node-2", 104));
+    let after = index(after);
+    let second = start + Duration::from_secs(1);
+    let released = hold.release(Vec::new(), &resolver, &after, second);
+    assert_eq!(
+        names(&released),
+        ["shop/young -> shop/there", "shop/here -> shop/late"]
+    );
+    assert_eq!(released.records[1].last_seen, seconds(105));
+
+    // Nobody is waited for for ever.
+    let mut hold = Hold::new(PATIENCE);
+    hold.release(vec![young_here, young_there], &resolver, &before, start);
+    let early = start + PATIENCE - Duration::from_millis(1);
+    let released = hold.release(Vec::new(), &resolver, &before, early);
+    assert_eq!(released, Released::default());
+    let released = hold.release(Vec::new(), &resolver, &before, start + PATIENCE);
+    assert_eq!(
+        names(&released),
+        ["10.0.1.9 -> shop/there", "shop/here -> node node-2"]
+    );
+}
+
+#[test]
+fn no_more_than_so_many_wait_for_better_names() {
+    let index = index(vec![pod("here", Some([10, 0, 1, 9]), HERE, 90)]);
+    let external = vec![sighting("here", [8, 8, 8, 8], 1); MAX_DOUBTFUL + 3];
+    let (mut hold, now) = (Hold::new(PATIENCE), Instant::now());
+    let released = hold.release(external, &both_ends(), &index, now);
+    assert_eq!(names(&released), vec!["shop/here -> 8.8.8.8"; 3]);
+    let released = hold.release_all(Vec::new(), &both_ends(), &index);
+    assert_eq!(released.records.len(), MAX_DOUBTFUL);
+}
+
+#[test]
+fn before_the_first_lists_are_in_everything_waits_and_the_excess_is_counted() {
+    let (mut hold, now) = (Hold::new(Duration::ZERO), Instant::now());
+    let early = vec![sighting("here", [10, 0, 2, 9], 2); MAX_EARLY];
+    assert_eq!(hold.keep(early, now), Released::default());
+    let excess = hold.keep(vec![sighting("here", [10, 0, 2, 9], 7)], now);
+    assert_eq!((excess.lost, excess.records.len()), (7, 0));
+
+    let index = index(vec![
+        pod("here", Some([10, 0, 1, 9]), HERE, 90),
+        pod("there", Some([10, 0, 2, 9]), "node-2", 90),
+    ]);
+    let released = hold.release(Vec::new(), &both_ends(), &index, now);
+    assert_eq!(released.records.len(), MAX_EARLY);
+    assert!(matches!(released.records[0].dst, Endpoint::Pod { .. }));
+    assert_eq!(released.lost, 0);
+}
+
+#[test]
+fn what_is_never_known_is_lost_and_not_guessed() {
+    let (mut hold, now) = (Hold::new(PATIENCE), Instant::now());
+    hold.keep(vec![sighting("here", [10, 0, 2, 9], 2)], now);
+    let lost = hold.lose_all(&[sighting("here", [10, 0, 2, 9], 3)]);
+    assert_eq!((lost.lost, lost.records.len()), (5, 0));
+}
+
+#[test]
+fn the_other_end_is_left_to_whom_it_is_left() {
+    let index = index(vec![
+        pod("here", Some([10, 0, 1, 9]), HERE, 90),
+        pod("there", Some([10, 0, 1, 8]), HERE, 90),
+    ]);
+    let resolver = Resolver::new(HERE.to_owned(), Resolve::Local, true);
+    let (mut hold, now) = (Hold::new(PATIENCE), Instant::now());
+    let seen = vec![sighting("here", [10, 0, 1, 8], 1)];
+    // The generator needs its time to learn of a young pod, too.
+    let released = hold.release(seen, &resolver, &index, now);
+    assert_eq!(released, Released::default());
+    let released = hold.release(Vec::new(), &resolver, &index, now + PATIENCE);
+    assert_eq!(names(&released), ["shop/here -> 10.0.1.8"]);
+}

@@ -1,0 +1,329 @@
+//! The life of one kind: list, watch, and what to do when either fails.
+
+use std::{
+    mem::{Discriminant, discriminant},
+    panic::AssertUnwindSafe,
+    time::Duration,
+};
+
+use futures_util::{AsyncBufRead, FutureExt as _};
+use http::Request;
+use kube::{Client, core::params::WatchParams};
+use rand::Rng as _;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    super::{
+        Options, age, now,
+        view::{Knowledge, Shared},
+    },
+    access,
+    kind::Kind,
+    lines::Lines,
+    list::{self, Freshness},
+    parse::{self, Event, MAX_OBJECT_BYTES},
+    trouble::{Trouble, Verb},
+};
+use crate::{backoff::Backoff, time::Timestamp, topology::Objects};
+
+/// How long a watch lasts, in seconds. Each is drawn from the range, so that those of many agents do not end together.
+const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 300..=600;
+
+/// How much longer than it was to last a silent watch is believed in.
+const WATCH_MARGIN: Duration = Duration::from_secs(10);
+
+/// A watch that is shorter than this and says nothing is a failure.
+const SHORTEST_WATCH: Duration = Duration::from_secs(1);
+
+/// How often something must be refused in a row until nobody waits for it any more. Rights that are granted together with
+/// our start arrive a moment after it.
+const REFUSALS: u32 = 4;
+
+/// The longest time for which the API server can send us away.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// Keeps one kind's objects in the index current.
+pub(super) struct Follower {
+    kind: Kind,
+    selector: Option<String>,
+    options: Options,
+    client: Client,
+    shared: Shared,
+    next: Step,
+    backoff: Backoff,
+    /// What was refused last, and how often in a row.
+    refused: Option<(Verb, u32)>,
+    /// When the API server last said something about this kind.
+    heard: Timestamp,
+    /// What was last complained about. The same is not said twice.
+    complaint: Option<Discriminant<Trouble>>,
+}
+
+/// What is to be done next.
+#[derive(Clone, Debug)]
+enum Step {
+    List(Freshness),
+    /// Watch what happens after this version.
+    Watch(String),
+}
+
+impl Follower {
+    pub(super) fn new(
+        kind: Kind,
+        selector: Option<String>,
+        options: &Options,
+        client: Client,
+        shared: Shared,
+    ) -> Self {
+        Self {
+            kind,
+            selector,
+            options: options.clone(),
+            client,
+            shared,
+            next: Step::List(Freshness::Any),
+            backoff: Backoff::default(),
+            refused: None,
+            heard: Timestamp::default(),
+            complaint: None,
+        }
+    }
+
+    /// Never ends.
+    pub(super) async fn run(mut self) {
+        let wait = rand::rng().random_range(Duration::ZERO..=self.options.start_jitter);
+        sleep(wait).await;
+        loop {
+            if AssertUnwindSafe(self.follow())
+                .catch_unwind()
+                .await
+                .is_err()
+            {
+                // The panic has printed what happened. The rest of the program can do with old names.
+                tracing::error!(kind = %self.kind, "a defect: the objects are listed anew");
+                self.next = Step::List(Freshness::Newest);
+                sleep(self.options.pace.refused).await;
+            }
+        }
+    }
+
+    async fn follow(&mut self) {
+        loop {
+            let done = match self.next.clone() {
+                Step::List(freshness) => self.list(&freshness).await,
+                Step::Watch(version) => self.watch(&version).await,
+            };
+            if let Err(trouble) = done {
+                let wait = self.digest(&trouble);
+                sleep(wait).await;
+                if trouble.may_be_the_configuration() {
+                    self.renew_client().await;
+                }
+            }
+        }
+    }
+
+    async fn list(&mut self, freshness: &Freshness) -> Result<(), Trouble> {
+        let mut objects = Objects::default();
+        let mut token: Option<String> = None;
+        let version = loop {
+            let request =
+                freshness.request(self.kind, self.selector.as_deref(), token.as_deref())?;
+            let response = self.open(Verb::List, request).await?;
+            let (page, all) =
+                list::read(self.kind, response, self.options.pace.silence, objects).await?;
+            objects = all;
+            match page.token {
+                Some(next) => token = Some(next),
+                None => break page.version,
+            }
+        };
+        let version =
+            version.ok_or_else(|| Trouble::Malformed("a list without version".to_owned()))?;
+
+        let (kind, shared, count) = (self.kind, self.shared.clone(), objects.len());
+        let replace = move || kind.replace(&mut shared.write(), objects, now());
+        tokio::task::spawn_blocking(replace).await?;
+        tracing::debug!(%kind, count, version, "listed");
+        self.next = Step::Watch(version);
+        self.is_current(Verb::List);
+        Ok(())
+    }
+
+    async fn watch(&mut self, version: &str) -> Result<(), Trouble> {
+        let seconds = rand::rng().random_range(WATCH_SECONDS);
+        let params = WatchParams {
+            field_selector: self.selector.clone(),
+            timeout: Some(seconds),
+            bookmarks: true,
+            ..WatchParams::default()
+        };
+        let request = kube::core::Request::new(self.kind.path())
+            .watch(&params, version)
+            .map_err(|error| Trouble::Malformed(error.to_string()))?;
+        let response = self.open(Verb::Watch, request).await?;
+        self.is_current(Verb::Watch);
+
+        let began = Instant::now();
+        let mut said_something = false;
+        let mut patience = Duration::from_secs(seconds.into()) + WATCH_MARGIN;
+        let mut lines = Lines::new(response, MAX_OBJECT_BYTES);
+        loop {
+            let read = timeout(patience, lines.next()).await;
+            let Some(line) = read.or(Err(Trouble::Silent(patience)))?? else {
+                break;
+            };
+            let version = match parse::event(self.kind, &line)? {
+                Event::Change { change, version } => {
+                    self.shared.write().apply(*change, now());
+                    version
+                }
+                Event::Bookmark { version } => {
+                    patience = self.options.pace.bookmarks;
+                    version
+                }
+                Event::Malformed { version } => version,
+            };
+            self.next = Step::Watch(version);
+            self.heard = now();
+            said_something = true;
+            self.backoff.reset();
+        }
+        if said_something || began.elapsed() > SHORTEST_WATCH {
+            self.backoff.reset();
+            Ok(())
+        } else {
+            Err(Trouble::Fruitless)
+        }
+    }
+
+    async fn open(
+        &self,
+        verb: Verb,
+        request: Request<Vec<u8>>,
+    ) -> Result<impl AsyncBufRead + Unpin + use<>, Trouble> {
+        let patience = self.options.pace.response;
+        let response = timeout(patience, self.client.request_stream(request)).await;
+        let response = response.or(Err(Trouble::Silent(patience)))?;
+        let response = response.map_err(|error| Trouble::of_request(verb, error))?;
+        Ok(Box::pin(response))
+    }
+
+    /// Reads again what says how to reach the API server: tokens and certificates are renewed while we run.
+    async fn renew_client(&mut self) {
+        match access::client(&self.options.access).await {
+            Ok(client) => self.client = client,
+            Err(error) => {
+                tracing::debug!(%error, "the old configuration for the Kubernetes API stays in use");
+            }
+        }
+    }
+
+    /// What the index has is what the API server has.
+    fn is_current(&mut self, by: Verb) {
+        self.heard = now();
+        if self.refused.is_some_and(|(verb, _)| verb == by) {
+            self.refused = None;
+        }
+        // A watch that is not allowed is not made up for by a list.
+        if self.refused.is_none() && self.complaint.take().is_some() {
+            tracing::info!(kind = %self.kind, "the API server is heard again");
+        }
+        self.shared.set_knowledge(self.kind, Knowledge::Current);
+    }
+
+    /// Decides what to do after a failure, and how long to wait before.
+    fn digest(&mut self, trouble: &Trouble) -> Duration {
+        let verb = match &self.next {
+            Step::List(_) => Verb::List,
+            Step::Watch(_) => Verb::Watch,
+        };
+        let known = self.shared.knowledge(self.kind);
+        let refusals = self.count_refusal(verb, trouble);
+        match known {
+            Knowledge::Current => {
+                let since = self.heard;
+                self.shared
+                    .set_knowledge(self.kind, Knowledge::Stale { since });
+            }
+            Knowledge::Awaited if refusals >= REFUSALS => {
+                self.shared.set_knowledge(self.kind, Knowledge::Refused);
+            }
+            Knowledge::Awaited | Knowledge::Refused | Knowledge::Stale { .. } => {}
+        }
+        self.next = self.next.after(trouble);
+
+        let random = &mut rand::rng();
+        let wait = if refusals >= REFUSALS {
+            let refused = self.options.pace.refused;
+            random.random_range(refused / 2..=refused)
+        } else {
+            let asked = match trouble {
+                Trouble::Refused { retry_after, .. } => retry_after.unwrap_or_default(),
+                _ => Duration::ZERO,
+            };
+            let asked = asked.min(LONGEST_RETRY_AFTER);
+            self.backoff.next(random) + asked
+        };
+        self.complain(trouble, known, wait);
+        wait
+    }
+
+    fn count_refusal(&mut self, verb: Verb, trouble: &Trouble) -> u32 {
+        if !trouble.is_refusal() {
+            return 0;
+        }
+        let before = match self.refused {
+            Some((refused, count)) if refused == verb => count,
+            _ => 0,
+        };
+        let count = before.saturating_add(1);
+        self.refused = Some((verb, count));
+        count
+    }
+
+    fn complain(&mut self, trouble: &Trouble, known: Knowledge, retry_in: Duration) {
+        let kind = self.kind;
+        let new = self.complaint != Some(discriminant(trouble));
+        if !new || trouble.is_ordinary() {
+            tracing::debug!(%kind, %trouble, ?retry_in, "no answer of use");
+            return;
+        }
+        self.complaint = Some(discriminant(trouble));
+        if let Trouble::Forbidden { verb, message } = trouble {
+            tracing::warn!(
+                server = message,
+                ?retry_in,
+                "not allowed to {verb} {kind}: names that take them are missing. The account's RBAC rule needs the verbs \
+                 get, list and watch on the resource {kind} of the API group \"{}\"",
+                kind.group()
+            );
+            return;
+        }
+        match known {
+            Knowledge::Current => {
+                let age = age(self.heard);
+                tracing::warn!(%kind, error = %trouble, ?retry_in, ?age, "going on with what is known");
+            }
+            _ => tracing::warn!(%kind, error = %trouble, ?retry_in, "trying again"),
+        }
+    }
+}
+
+impl Step {
+    fn after(&self, trouble: &Trouble) -> Self {
+        match (self, trouble) {
+            (Self::List(freshness), _) => Self::List(freshness.after(trouble)),
+            // What happened since is not to be had one by one; or not at all, and then asking now and then is better than
+            // nothing.
+            (
+                Self::Watch(version),
+                Trouble::Expired(_)
+                | Trouble::Forbidden { .. }
+                | Trouble::Unserved
+                | Trouble::Malformed(_),
+            ) => Self::List(Freshness::NotOlderThan(version.clone())),
+            (Self::Watch(_), _) => self.clone(),
+        }
+    }
+}

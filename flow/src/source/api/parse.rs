@@ -1,0 +1,400 @@
+//! What an API server says, cut to what is used as soon as it is read.
+//!
+//! An object that is malformed does not lose the others: it is left out, with a warning that names it.
+
+use std::{
+    cell::Cell,
+    fmt,
+    io::{self, BufReader, Read},
+    rc::Rc,
+};
+
+use k8s_openapi::{
+    Metadata,
+    api::{core::v1 as core, discovery::v1 as discovery},
+    apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta},
+};
+use kube::core::Status;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use super::{
+    kind::Kind,
+    trouble::{Trouble, Verb},
+};
+use crate::topology::{
+    Change, EndpointSlice, FieldError, Namespace, Node, Object, ObjectKey, Objects, Pod, Service,
+};
+
+/// The longest text of one object, in bytes. etcd takes no more than 1.5 MiB, an API server three.
+pub(super) const MAX_OBJECT_BYTES: usize = 8 << 20;
+
+/// Size of the buffer in front of the parser, in bytes.
+const BUFFER: usize = 64 << 10;
+
+/// What a page says of itself.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    /// The version of the list.
+    pub(super) version: Option<String>,
+    /// Stands for the next page.
+    pub(super) token: Option<String>,
+}
+
+/// What a line of a watch says.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// Something has changed.
+    Change {
+        change: Box<Change>,
+        version: String,
+    },
+    /// Nothing has, up to this version.
+    Bookmark { version: String },
+    /// An object is not what it should be, and was passed over.
+    Malformed { version: String },
+}
+
+/// Reads a page of a list; its objects are added to `objects`, and come back.
+pub(super) fn page(
+    kind: Kind,
+    text: impl Read,
+    objects: Objects,
+) -> Result<(Page, Objects), Trouble> {
+    let allowance = Rc::new(Cell::new(MAX_OBJECT_BYTES));
+    let text = Metered {
+        inner: text,
+        allowance: Rc::clone(&allowance),
+    };
+    let mut document =
+        serde_json::Deserializer::from_reader(BufReader::with_capacity(BUFFER, text));
+    let mut reader = PageReader {
+        kind,
+        objects,
+        allowance,
+    };
+    let page = reader
+        .deserialize_page(&mut document)
+        .and_then(|page| document.end().map(|()| page))
+        .map_err(|error| Trouble::Malformed(error.to_string()))?;
+    Ok((page, reader.objects))
+}
+
+/// Reads a line of a watch.
+pub(super) fn event(kind: Kind, line: &[u8]) -> Result<Event, Trouble> {
+    #[derive(Deserialize)]
+    struct Line<'a> {
+        #[serde(rename = "type")]
+        event: &'a str,
+        #[serde(borrow)]
+        object: &'a RawValue,
+    }
+    let malformed = |error: serde_json::Error| Trouble::Malformed(error.to_string());
+    let Line { event, object } = serde_json::from_slice(line).map_err(malformed)?;
+    if event == "ERROR" {
+        let status: Status = serde_json::from_str(object.get()).map_err(malformed)?;
+        return Err(Trouble::of_status(Verb::Watch, status));
+    }
+    let id: Id = serde_json::from_str(object.get()).map_err(malformed)?;
+    let version = id.metadata.resource_version.clone();
+    if version.is_empty() {
+        return Err(Trouble::Malformed(format!(
+            "an {event} event without version"
+        )));
+    }
+    match event {
+        "ADDED" | "MODIFIED" => Ok(match parse(kind, object.get()) {
+            Ok(object) => Event::Change {
+                change: Box::new(Change::Upsert(object)),
+                version,
+            },
+            Err(error) => {
+                warn(kind, &id, &error);
+                Event::Malformed { version }
+            }
+        }),
+        "DELETED" => Ok(Event::Change {
+            change: Box::new(Change::Delete(id.key(kind))),
+            version,
+        }),
+        "BOOKMARK" => Ok(Event::Bookmark { version }),
+        _ => Err(Trouble::Malformed(format!("an event of type {event}"))),
+    }
+}
+
+/// What tells an object from others, and one version from another.
+#[derive(Debug, Default, Deserialize)]
+struct Id {
+    #[serde(default)]
+    metadata: IdMetadata,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct IdMetadata {
+    namespace: String,
+    name: String,
+    uid: String,
+    resource_version: String,
+}
+
+impl Id {
+    fn key(self, kind: Kind) -> ObjectKey {
+        let IdMetadata {
+            namespace,
+            name,
+            uid,
+            ..
+        } = self.metadata;
+        match kind {
+            Kind::Pods => ObjectKey::Pod { uid },
+            Kind::Services => ObjectKey::Service { namespace, name },
+            Kind::EndpointSlices => ObjectKey::EndpointSlice { namespace, name },
+            Kind::Nodes => ObjectKey::Node { name },
+            Kind::Namespaces => ObjectKey::Namespace { name },
+        }
+    }
+}
+
+/// What is wrong with an object.
+struct ObjectError(String);
+
+impl From<FieldError> for ObjectError {
+    fn from(error: FieldError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+fn parse(kind: Kind, text: &str) -> Result<Object, ObjectError> {
+    match kind {
+        Kind::Pods => typed::<core::Pod, Pod>(text).map(Object::Pod),
+        Kind::Services => typed::<core::Service, Service>(text).map(Object::Service),
+        Kind::EndpointSlices => {
+            typed::<discovery::EndpointSlice, EndpointSlice>(text).map(Object::EndpointSlice)
+        }
+        Kind::Nodes => typed::<core::Node, Node>(text).map(Object::Node),
+        Kind::Namespaces => typed::<core::Namespace, Namespace>(text).map(Object::Namespace),
+    }
+}
+
+fn typed<A, O>(text: &str) -> Result<O, ObjectError>
+where
+    A: DeserializeOwned + Metadata<Ty = ObjectMeta>,
+    O: TryFrom<A, Error = FieldError>,
+{
+    let object = serde_json::from_str(text).or_else(|_without_path| {
+        // The path of the field is worth a second look only where there is something to say of it.
+        let mut text = serde_json::Deserializer::from_str(text);
+        serde_path_to_error::deserialize::<_, A>(&mut text)
+            .map_err(|error| ObjectError(error.to_string()))
+    })?;
+    Ok(O::try_from(object)?)
+}
+
+fn warn(kind: Kind, id: &Id, error: &ObjectError) {
+    let IdMetadata {
+        namespace, name, ..
+    } = &id.metadata;
+    tracing::warn!(%kind, namespace, name, error = error.0, "an object is malformed and left out");
+}
+
+/// Takes a list apart.
+struct PageReader {
+    kind: Kind,
+    objects: Objects,
+    allowance: Rc<Cell<usize>>,
+}
+
+impl PageReader {
+    fn deserialize_page<'de, D: Deserializer<'de>>(
+        &mut self,
+        deserializer: D,
+    ) -> Result<Page, D::Error> {
+        deserializer.deserialize_map(List(self))
+    }
+
+    fn take(&mut self, text: &str) {
+        match parse(self.kind, text) {
+            Ok(object) => self.objects.push(object),
+            Err(error) => warn(
+                self.kind,
+                &serde_json::from_str(text).unwrap_or_default(),
+                &error,
+            ),
+        }
+        self.allowance.set(MAX_OBJECT_BYTES);
+    }
+}
+
+struct List<'r>(&'r mut PageReader);
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = Page;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Page, M::Error> {
+        let mut metadata = ListMeta::default();
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "items" => map.next_value_seed(Items(&mut *self.0))?,
+                "metadata" => metadata = map.next_value()?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+        Ok(Page {
+            version: some(metadata.resource_version),
+            token: some(metadata.continue_),
+        })
+    }
+}
+
+struct Items<'r>(&'r mut PageReader);
+
+impl<'de> DeserializeSeed<'de> for Items<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Items<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the items of a list")
+    }
+
+    /// An empty list may be written as `null`.
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<(), S::Error> {
+        while let Some(text) = items.next_element::<Box<RawValue>>()? {
+            self.0.take(text.get());
+        }
+        Ok(())
+    }
+}
+
+/// Fails when more is read than is allowed at a time.
+struct Metered<R> {
+    inner: R,
+    allowance: Rc<Cell<usize>>,
+}
+
+impl<R: Read> Read for Metered<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buffer)?;
+        match self.allowance.get().checked_sub(length) {
+            Some(rest) => self.allowance.set(rest),
+            None => {
+                return Err(io::Error::other(format!(
+                    "an object of more than {MAX_OBJECT_BYTES} bytes"
+                )));
+            }
+        }
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: &str = r#"{"metadata": {"name": "a", "resourceVersion": "3"}}"#;
+
+    fn nodes(text: &str) -> Result<(Page, Vec<String>), String> {
+        let (page, objects) = page(Kind::Nodes, text.as_bytes(), Objects::default())
+            .map_err(|trouble| trouble.to_string())?;
+        let names = objects.nodes.into_iter().map(|node| node.identity.name);
+        Ok((page, names.collect()))
+    }
+
+    #[test]
+    fn a_malformed_object_does_not_lose_the_others() {
+        let text = format!(
+            r#"{{"kind": "NodeList", "items": [{NODE}, {{"metadata": {{"name": 7}}}}, {{"spec": {{"podCIDRs": ["x"]}}, "metadata": {{"name": "b"}}}},
+                {{"metadata": {{"name": "c"}}}}], "metadata": {{"resourceVersion": "9", "continue": "next"}}}}"#
+        );
+        let (page, names) = nodes(&text).unwrap();
+        assert_eq!(names, ["a", "c"]);
+        assert_eq!(page.version.as_deref(), Some("9"));
+        assert_eq!(page.token.as_deref(), Some("next"));
+    }
+
+    #[test]
+    fn an_empty_list_has_a_version() {
+        for items in ["null", "[]"] {
+            let text = format!(
+                r#"{{"items": {items}, "metadata": {{"resourceVersion": "9", "continue": ""}}}}"#
+            );
+            let (page, names) = nodes(&text).unwrap();
+            assert!(names.is_empty() && page.token.is_none());
+            assert_eq!(page.version.as_deref(), Some("9"));
+        }
+    }
+
+    #[test]
+    fn half_a_list_is_none() {
+        for text in ["", "[]", r#"{"items": [{}"#, r#"{"items": 7}"#, "{} {}"] {
+            assert!(nodes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_object_that_is_too_long_ends_the_list() {
+        let long = "x".repeat(MAX_OBJECT_BYTES);
+        let error = nodes(&format!(r#"{{"items": [{NODE}, {{"x": "{long}"}}]}}"#)).unwrap_err();
+        assert!(error.contains("an object of more than"), "{error}");
+        // Many small ones may be as long together.
+        let many = vec![NODE; 2 * MAX_OBJECT_BYTES / NODE.len()].join(",");
+        let (_, names) = nodes(&format!(r#"{{"items": [{many}]}}"#)).unwrap();
+        assert!(names.len() * NODE.len() > MAX_OBJECT_BYTES);
+    }
+
+    fn check(line: &str, expected: &str) {
+        let found = match event(Kind::Nodes, line.as_bytes()) {
+            Ok(Event::Change { change, version }) => match *change {
+                Change::Upsert(object) => format!("set {:?} at {version}", object.key()),
+                Change::Delete(key) => format!("delete {key:?} at {version}"),
+            },
+            Ok(Event::Bookmark { version }) => format!("bookmark at {version}"),
+            Ok(Event::Malformed { version }) => format!("malformed at {version}"),
+            Err(trouble) => trouble.to_string(),
+        };
+        assert!(found.contains(expected), "{line}: {found}");
+    }
+
+    #[test]
+    fn events() {
+        let of =
+            |event: &str, object: &str| format!(r#"{{"type": "{event}", "object": {object}}}"#);
+        check(&of("ADDED", NODE), r#"set Node { name: "a" } at 3"#);
+        check(&of("MODIFIED", NODE), r#"set Node { name: "a" } at 3"#);
+        check(&of("DELETED", NODE), r#"delete Node { name: "a" } at 3"#);
+        check(&of("BOOKMARK", NODE), "bookmark at 3");
+        let bad = r#"{"metadata": {"name": "a", "resourceVersion": "4"}, "spec": {"podCIDRs": 1}}"#;
+        check(&of("ADDED", bad), "malformed at 4");
+        check(
+            &of("ADDED", r#"{"metadata": {"name": "a"}}"#),
+            "without version",
+        );
+        check(&of("RENAMED", NODE), "of type RENAMED");
+        check(
+            &of("ERROR", r#"{"code": 410, "message": "too old"}"#),
+            "too old",
+        );
+        check("<html>", "not what an API server says");
+    }
+}

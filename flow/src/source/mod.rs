@@ -1,0 +1,153 @@
+//! Where the cluster's objects come from, and how the index is kept current.
+//!
+//! Behind the feature `source`: other than the rest of this crate it reads the clock, does I/O and starts tasks.
+
+mod api;
+mod file;
+mod view;
+
+use std::{
+    fmt,
+    path::PathBuf,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
+
+use tokio::task::JoinSet;
+
+use self::view::Shared;
+pub use self::{
+    api::{Access, ConnectError, Kind, Pace, Scope},
+    view::{Knowledge, View},
+};
+use crate::{time::Timestamp, topology::file::FileError};
+
+/// How often the index forgets what ended long ago.
+const EXPIRE_EVERY: Duration = Duration::from_secs(10);
+
+/// Where the cluster's objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The Kubernetes API.
+    Kube,
+    /// A file as [`crate::topology::file`] reads it, read again when it changes.
+    File(PathBuf),
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            None if text == "kube" => Ok(Self::Kube),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("file", _)) => Err("file= needs a path".to_owned()),
+            _ => Err(format!(
+                "unknown source `{text}`: expected kube or file=PATH"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kube => f.write_str("kube"),
+            Self::File(path) => write!(f, "file={}", path.display()),
+        }
+    }
+}
+
+/// What to read of the Kubernetes API, and how. A file is read whole.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How to reach and convince the API server.
+    pub access: Access,
+    /// Which objects are of use.
+    pub scope: Scope,
+    /// The first request of each kind is made at a time drawn from this span, so that programs that are started at once
+    /// in a whole cluster do not ask in step.
+    pub start_jitter: Duration,
+    /// How patient to be with the API server.
+    pub pace: Pace,
+}
+
+/// Why there can be no topology.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It is not known how to reach the API server.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+}
+
+/// An index that is kept current until this is dropped.
+#[derive(Debug)]
+pub struct Topology {
+    view: View,
+    _tasks: JoinSet<()>,
+}
+
+impl Topology {
+    /// Begins to read. A file is in the index when this returns; the Kubernetes API is waited for in the background: see
+    /// [`View::is_ready`].
+    ///
+    /// # Errors
+    /// If the file cannot be read, or if the configuration does not say how to reach an API server. That the API server
+    /// cannot be reached is no error: it is tried again for as long as it takes.
+    pub async fn start(source: &Source, options: Options) -> Result<Self, SourceError> {
+        let (shared, view) = view::new();
+        let mut tasks = JoinSet::new();
+        match source {
+            Source::File(path) => {
+                tasks.spawn(file::start(path, &shared)?);
+            }
+            Source::Kube => api::start(options, &shared, &mut tasks).await?,
+        }
+        tasks.spawn(expire(shared));
+        Ok(Self {
+            view,
+            _tasks: tasks,
+        })
+    }
+
+    /// What is known. It stays usable, and stays as it is, when the topology is dropped.
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+}
+
+async fn expire(shared: Shared) {
+    loop {
+        tokio::time::sleep(EXPIRE_EVERY).await;
+        shared.write().expire(now());
+    }
+}
+
+/// How long ago this was, in whole seconds.
+fn age(since: Timestamp) -> Duration {
+    let nanos = now().as_nanos().saturating_sub(since.as_nanos());
+    Duration::from_secs(Duration::from_nanos(nanos).as_secs())
+}
+
+fn now() -> Timestamp {
+    Timestamp::from(SystemTime::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_read_as_they_are_written() {
+        for source in [Source::Kube, Source::File("/a=b".into())] {
+            assert_eq!(source.to_string().parse(), Ok(source));
+        }
+        for bad in ["", "file", "file=", "kubernetes", "kube=", "http=x"] {
+            assert!(bad.parse::<Source>().is_err(), "{bad}");
+        }
+    }
+}
