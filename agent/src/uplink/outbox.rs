@@ -448,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_batch_that_is_given_up_keeps_its_number_and_becomes_a_loss() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(Resolve::Both);
         assert_eq!(outbox.give_up_first(), None);
         let mut first = report(0, vec![record(1, 5)]);
         first.losses.insert("socket_unreadable".to_owned(), 2);

@@ -15,7 +15,7 @@ use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
 use super::{Failure, PolicyArgs};
-use crate::serve::{self, Config, Publication};
+use crate::serve::{self, Config, Publication, TopologyConfig};
 
 /// Take flows from agents, keep the ledger, and keep a folder of policies up to date
 #[derive(Debug, clap::Args)]
@@ -78,19 +78,22 @@ pub(super) struct Args {
 }
 
 impl Args {
-    fn topology(&self) -> Option<(Source, Options)> {
+    fn topology(&self) -> Option<TopologyConfig> {
         let default = self.in_cluster.as_ref().map(|_| Source::Kube);
-        let options = Options {
-            access: Access {
-                kubeconfig: self.kubeconfig.clone(),
-                context: self.context.clone(),
+        Some(TopologyConfig {
+            source: self.topology.clone().or(default)?,
+            options: Options {
+                access: Access {
+                    kubeconfig: self.kubeconfig.clone(),
+                    context: self.context.clone(),
+                },
+                scope: Scope::Everything,
+                // There is one generator.
+                start_jitter: Duration::ZERO,
+                pace: Pace::default(),
             },
-            scope: Scope::Everything,
-            // There is one generator.
-            start_jitter: Duration::ZERO,
-            pace: Pace::default(),
-        };
-        Some((self.topology.clone().or(default)?, options))
+            required: self.topology.is_some(),
+        })
     }
 }
 

@@ -37,9 +37,20 @@ pub struct Config {
     /// Where the ledger is kept; without it, in memory.
     pub data_dir: Option<PathBuf>,
     /// Where the cluster's objects come from; without it, agents that leave names to the generator are sent away.
-    pub topology: Option<(Source, source::Options)>,
+    pub topology: Option<TopologyConfig>,
     /// The folder to keep up to date, if any.
     pub publication: Option<Publication>,
+}
+
+/// Where the cluster's objects come from.
+#[derive(Clone, Debug)]
+pub struct TopologyConfig {
+    /// The API or a file.
+    pub source: Source,
+    /// What to read of it.
+    pub options: source::Options,
+    /// Whether it was asked for: else the generator does without where no way to the API is known.
+    pub required: bool,
 }
 
 /// Why the generator could not start, or go on.
@@ -83,7 +94,7 @@ impl Generator {
     /// If one of these cannot be done.
     pub async fn start(config: Config) -> Result<Self, ServeError> {
         let topology = match config.topology {
-            Some((source, options)) => Some(Topology::start(&source, options).await?),
+            Some(wanted) => topology(wanted).await?,
             None => None,
         };
         let view = topology.as_ref().map(|topology| topology.view().clone());
@@ -151,6 +162,17 @@ impl Generator {
         }
         info!("stopped");
         Ok(())
+    }
+}
+
+async fn topology(wanted: TopologyConfig) -> Result<Option<Topology>, SourceError> {
+    match Topology::start(&wanted.source, wanted.options).await {
+        Ok(topology) => Ok(Some(topology)),
+        Err(error @ SourceError::Connect(_)) if !wanted.required => {
+            warn!(%error, "agents with --resolve local will be sent away");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

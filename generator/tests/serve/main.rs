@@ -11,4 +11,5 @@ mod data_dir;
 mod exactly_once;
 mod folder;
 mod generator;
+mod names;
 mod refusals;

@@ -5,8 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent::args::{Args, TopologySource};
+use agent::args::Args;
 use clap::{Command, CommandFactory as _, Parser as _};
+use flow::source::Source;
 use k8s_openapi::api::core::v1::{Container, PodTemplateSpec};
 
 use crate::load::{container, load, spec};
@@ -60,7 +61,9 @@ fn the_agent_accepts_its_command_line() {
     );
     assert_eq!(args.output.generator.unwrap().to_string(), wanted);
 
-    let TopologySource::File(file) = args.topology;
+    let Source::File(file) = args.topology.source() else {
+        panic!("no file: {:?}", args.topology);
+    };
     let volume = volume_of(template, &file);
     let volumes = spec(template).volumes.iter().flatten();
     let items: Vec<&str> = volumes
