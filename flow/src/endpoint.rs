@@ -26,6 +26,8 @@ pub enum Endpoint {
 }
 
 /// A pod, cut to what naming and policies need. In JSON the fields of MicroShield's records come first, in its order.
+///
+/// What pods have in common is shared where many are held at once: a cluster's pods are made from few templates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// `metadata.uid`. On the wire it carries Scope's suffix `;<pod>`, as MicroShield's records do.
@@ -33,17 +35,17 @@ pub struct Pod {
     pub uid: String,
     /// `metadata.labels`.
     #[serde(default)]
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// `metadata.namespace`.
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
     /// The controller that made the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workload: Option<Workload>,
+    pub workload: Option<Arc<Workload>>,
     /// `spec.nodeName`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
     /// `spec.hostNetwork`: the pod uses its node's addresses.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub host_network: bool,
@@ -51,8 +53,8 @@ pub struct Pod {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
     /// Names of all services of its namespace that select the pod, sorted.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub services: Vec<String>,
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub services: Arc<[String]>,
 }
 
 /// A service, cut likewise.
@@ -178,6 +180,10 @@ impl EndpointJson {
             (None, None, None) => Endpoint::External(address),
         }
     }
+}
+
+fn is_empty(list: &Arc<[String]>) -> bool {
+    list.is_empty()
 }
 
 /// `{}` stands for an absent object, as in MicroShield's records.

@@ -24,15 +24,15 @@ pub(crate) fn pod(namespace: &str, app: &str, node: &str) -> Pod {
         uid: format!("uid-{namespace}-{app}-{node}"),
         namespace: namespace.to_owned(),
         name: format!("{app}-{node}"),
-        labels: labels(&[("app", app), ("pod-template-hash", "5f495f9cf8")]),
-        workload: Some(Workload {
+        labels: labels(&[("app", app), ("pod-template-hash", "5f495f9cf8")]).into(),
+        workload: Some(Arc::new(Workload {
             kind: "Deployment".to_owned(),
             name: app.to_owned(),
-        }),
-        node: Some(node.to_owned()),
+        })),
+        node: Some(node.into()),
         host_network: false,
         addresses: Vec::new(),
-        services: Vec::new(),
+        services: Arc::default(),
     }
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn bare(pod: Pod) -> Endpoint {
 /// A pod of [`pod`], selected by its [`service`].
 pub(crate) fn served(namespace: &str, app: &str, node: &str) -> Endpoint {
     let mut pod = pod(namespace, app, node);
-    pod.services = vec![app.to_owned()];
+    pod.services = [app.to_owned()].into();
     Endpoint::Pod {
         pod: Arc::new(pod),
         service: Some(service(namespace, app)),
@@ -77,7 +77,7 @@ pub(crate) fn unlabelled(namespace: &str, app: &str, node: &str) -> Endpoint {
     pod.uid.push_str("-unlabelled");
     pod.name.push_str("-unlabelled");
     pod.workload = None;
-    pod.labels.remove("app");
+    Arc::make_mut(&mut pod.labels).remove("app");
     bare(pod)
 }
 
@@ -113,7 +113,7 @@ pub(crate) fn record(
         Direction::Ingress => &dst,
     };
     let hostname = match observed {
-        Endpoint::Pod { pod, .. } => pod.node.clone().unwrap_or_default(),
+        Endpoint::Pod { pod, .. } => pod.node.as_deref().unwrap_or_default().to_owned(),
         Endpoint::Node(node) => node.name.clone(),
         Endpoint::Service(_) | Endpoint::External(_) => "node-1".to_owned(),
     };

@@ -1,7 +1,7 @@
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use flow::{
-    endpoint::{self, Endpoint, Labels},
+    endpoint::{self, Endpoint},
     record::{Outcome, Protocol},
     time::Timestamp,
     topology::{Change, Node, Object, Phase, Pod},
@@ -22,15 +22,15 @@ fn pod(uid: &str, address: Option<[u8; 4]>, node: &str, started: u64) -> Change 
             uid: uid.to_owned(),
             namespace: "shop".to_owned(),
             name: uid.to_owned(),
-            labels: Labels::new(),
+            labels: Arc::default(),
             workload: None,
-            node: Some(node.to_owned()),
+            node: Some(node.into()),
             host_network: false,
             addresses: address.map(IpAddr::from).into_iter().collect(),
-            services: Vec::new(),
+            services: Arc::default(),
         },
         static_uid: None,
-        ports: Vec::new(),
+        ports: Arc::default(),
         phase: Phase::Running,
         started: Some(seconds(started)),
     }))

@@ -1,6 +1,6 @@
 //! From the API's types to ours. What is wrong is named by its field path.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -268,12 +268,16 @@ impl TryFrom<core::Pod> for Pod {
                 workload: workload_of(
                     metadata.owner_references.as_deref().unwrap_or_default(),
                     &labels,
-                ),
-                labels,
-                node: spec.node_name.filter(|node| !node.is_empty()),
+                )
+                .map(Arc::new),
+                labels: Arc::new(labels),
+                node: spec
+                    .node_name
+                    .filter(|node| !node.is_empty())
+                    .map(Arc::from),
                 host_network: spec.host_network.unwrap_or_default(),
                 addresses,
-                services: Vec::new(),
+                services: Arc::default(),
             },
         })
     }
@@ -296,7 +300,7 @@ fn phase(status: &core::PodStatus) -> Phase {
 /// The ports of the containers and of the sidecars (init containers that go on running) that have a name or a port of
 /// the node, each name and protocol once: the first, as the endpoints controller takes it (`FindPort` in
 /// `pkg/api/v1/pod/util.go`).
-fn container_ports(spec: &core::PodSpec) -> Result<Vec<ContainerPort>, FieldError> {
+fn container_ports(spec: &core::PodSpec) -> Result<Arc<[ContainerPort]>, FieldError> {
     let containers = spec.containers.iter().enumerate();
     let sidecars = spec.init_containers.iter().flatten().enumerate();
     let sidecars = sidecars
@@ -333,8 +337,7 @@ fn container_ports(spec: &core::PodSpec) -> Result<Vec<ContainerPort>, FieldErro
             }
         }
     }
-    ports.shrink_to_fit();
-    Ok(ports)
+    Ok(ports.into())
 }
 
 fn name(metadata: &ObjectMeta) -> Result<String, FieldError> {

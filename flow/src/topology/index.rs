@@ -12,6 +12,7 @@ use std::{
 use slab::Slab;
 
 use super::{
+    common::Common,
     history::History,
     objects::{Namespace, Node},
     pod::{PodId, Pods},
@@ -47,6 +48,7 @@ pub const RETENTION: Duration = Duration::from_secs(600);
 #[derive(Debug, Default)]
 pub struct Index {
     pub(super) pods: Pods,
+    pub(super) common: Common,
     pub(super) services: Slab<ServiceEntry>,
     pub(super) nodes: Slab<NodeEntry>,
     pub(super) node_ids: HashMap<String, NodeId>,
@@ -63,7 +65,7 @@ pub struct Index {
 pub(super) type NodeId = usize;
 
 /// A port of a node that its CNI forwards to a pod: the node's name, the protocol, the port.
-pub(super) type HostPort = (String, Protocol, u16);
+pub(super) type HostPort = (Arc<str>, Protocol, u16);
 
 /// Whose an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 pub mod file;
 pub mod scope;
 
+mod common;
 mod convert;
 mod history;
 mod index;
@@ -20,6 +21,7 @@ mod slices;
 mod update;
 mod workload;
 
+pub use common::Common;
 pub use convert::FieldError;
 pub use history::GRACE;
 pub use index::{Counts, Index, RETENTION};

@@ -2,7 +2,7 @@
 //!
 //! [`convert`]: super::convert
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -242,7 +242,7 @@ pub struct Pod {
     /// For the mirror of a static pod the uid that kubelet gave the static pod: its cgroup bears this one.
     pub static_uid: Option<String>,
     /// The ports of its containers that have a name or a port of the node.
-    pub ports: Vec<ContainerPort>,
+    pub ports: Arc<[ContainerPort]>,
     /// Where it is in its life.
     pub phase: Phase,
     /// When kubelet took the pod up, or failing that when it was created: it had no address before. Whole seconds,
@@ -251,7 +251,7 @@ pub struct Pod {
 }
 
 /// A port that a container declares.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ContainerPort {
     /// Empty if it has none.
     pub name: String,

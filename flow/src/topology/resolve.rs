@@ -255,7 +255,7 @@ impl Index {
         port: u16,
         at: Timestamp,
     ) -> Option<Server> {
-        let name = self.nodes.get(id)?.node.name.clone();
+        let name = self.nodes.get(id)?.node.name.as_str().into();
         let spans = self.host_ports.of(&(name, protocol, port)).iter().copied();
         let entry = self.pods.get(pick(spans, at)?.owner)?;
         let forwarded = entry

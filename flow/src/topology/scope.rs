@@ -11,6 +11,7 @@ use std::{
     io::Read,
     net::IpAddr,
     path::Path,
+    sync::Arc,
 };
 
 use self::document::{Node as ReportNode, Report};
@@ -151,15 +152,15 @@ impl Reader<'_> {
                 uid: uid(id),
                 namespace: node.required("kubernetes_namespace")?.to_owned(),
                 name: node.required("kubernetes_name")?.to_owned(),
-                labels: labels(node),
-                workload: self.workload(node),
-                node: node.parent("host").map(uid),
+                labels: Arc::new(labels(node)),
+                workload: self.workload(node).map(Arc::new),
+                node: node.parent("host").map(uid).map(Arc::from),
                 host_network: node.latest("kubernetes_is_in_host_network") == Some("true"),
                 addresses: address(node)?.into_iter().collect(),
-                services: Vec::new(),
+                services: Arc::default(),
             },
             static_uid: None,
-            ports: Vec::new(),
+            ports: Arc::default(),
             phase,
             started: created(node)?,
         })
@@ -280,7 +281,10 @@ fn nodes(report: &Report, pods: &[Pod]) -> Vec<Node> {
         .filter(|pod| pod.host_network)
     {
         for address in &pod.addresses {
-            let name = pod.node.clone().unwrap_or_else(|| address.to_string());
+            let name = match &pod.node {
+                Some(node) => node.to_string(),
+                None => address.to_string(),
+            };
             let known = addresses.entry(name).or_default();
             if !known.contains(address) {
                 known.push(*address);

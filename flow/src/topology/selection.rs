@@ -39,7 +39,7 @@ impl Selection {
     pub(super) fn join(
         &mut self,
         pod: PodId,
-        labels: &Labels,
+        labels: &Arc<Labels>,
         services: &Slab<ServiceEntry>,
     ) -> Arc<[ServiceId]> {
         if let Some(group) = self.groups.get_mut(labels) {
@@ -48,18 +48,13 @@ impl Selection {
         }
         let selecting: Arc<[ServiceId]> = selecting(&self.by_pair, labels, services).into();
         self.groups.insert(
-            Arc::new(labels.clone()),
+            Arc::clone(labels),
             Group {
                 services: Arc::clone(&selecting),
                 pods: vec![pod],
             },
         );
         selecting
-    }
-
-    /// Any pod with these labels.
-    pub(super) fn sibling(&self, labels: &Labels) -> Option<PodId> {
-        self.groups.get(labels)?.pods.first().copied()
     }
 
     /// Takes a pod out of the group of its labels.

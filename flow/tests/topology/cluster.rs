@@ -214,7 +214,7 @@ spec: {clusterIP: 10.96.0.1, selector: {app: a}, ports: [{port: 80, targetPort: 
     // Each pod's own port leads to the service.
     for (uid, port, found) in [("b", 8000, true), ("b", 9000, false), ("a", 9000, true)] {
         let pod = index.pod_by_uid(uid).unwrap();
-        assert_eq!(pod.services, ["web"]);
+        assert_eq!(*pod.services, ["web"]);
         // A second service, first by name, leads nowhere that matters.
         let mut index = Index::default();
         let other = service.replace("web", "any").replace("http", "1");
@@ -360,7 +360,7 @@ spec: {clusterIP: 10.96.0.1, selector: {app: a, tier: web}, ports: [{port: 80, t
     .remove(0);
     let mut selected = pod("first", "10.0.0.1", 0);
     let label = |pod: &mut Pod, value: &str| {
-        let labels = &mut pod.identity.labels;
+        let labels = Arc::make_mut(&mut pod.identity.labels);
         labels.insert("tier".to_owned(), value.to_owned());
     };
     label(&mut selected, "web");
@@ -374,13 +374,13 @@ spec: {clusterIP: 10.96.0.1, selector: {app: a, tier: web}, ports: [{port: 80, t
     index.apply(upsert(selected.clone()), at(1.0));
     assert!(services(&index).is_empty());
     index.apply(Change::Upsert(Object::Service(service.clone())), at(2.0));
-    assert_eq!(services(&index), ["web"]);
+    assert_eq!(*services(&index), ["web"]);
     index.apply(Change::Delete(key), at(3.0));
     assert!(services(&index).is_empty());
     index.apply(Change::Upsert(Object::Service(service.clone())), at(4.0));
-    assert_eq!(services(&index), ["web"]);
+    assert_eq!(*services(&index), ["web"]);
     index.expire(at(5.0).saturating_add(RETENTION));
-    assert_eq!(services(&index), ["web"]);
+    assert_eq!(*services(&index), ["web"]);
     assert_eq!(index.counts().services, 1);
 
     let mut moved = service.clone();
@@ -390,7 +390,7 @@ spec: {clusterIP: 10.96.0.1, selector: {app: a, tier: web}, ports: [{port: 80, t
     assert!(services(&index).is_empty());
     label(&mut selected, "db");
     index.apply(upsert(selected), at(7.0));
-    assert_eq!(services(&index), ["web"]);
+    assert_eq!(*services(&index), ["web"]);
     index.replace_services(Vec::new(), at(8.0));
     assert!(services(&index).is_empty());
 }

@@ -1,6 +1,6 @@
 //! The index against a model that keeps everything in flat lists and looks at all of it for every question.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use flow::{
     endpoint::{self, Endpoint, Labels},
@@ -383,12 +383,12 @@ fn pod() -> impl Strategy<Value = Pod> {
                     uid: pod_name(i),
                     namespace: "shop".to_owned(),
                     name: pod_name(i),
-                    labels,
+                    labels: labels.into(),
                     workload: None,
-                    node: Some("node-1".to_owned()),
+                    node: Some("node-1".into()),
                     host_network,
                     addresses: addresses.into_iter().collect(),
-                    services: Vec::new(),
+                    services: Arc::default(),
                 },
                 static_uid: None,
                 ports: ports
@@ -546,7 +546,7 @@ proptest! {
                 continue;
             }
             let services = model.services_of(pod);
-            prop_assert_eq!(&known.services, &services);
+            prop_assert_eq!(&*known.services, &services);
             for port in 1000..1003 {
                 let leads_here = |name: &&String| {
                     let (service, _) = &model.services[*name];

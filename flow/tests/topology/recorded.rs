@@ -264,7 +264,7 @@ fn a_relabelled_pod_leaves_its_services() {
     index.replace(lists("list"), at(1.0));
     let uid = "1e2b971c-02ed-467a-b96b-f671c74dca55";
     let before = index.pod_by_uid(uid).unwrap();
-    assert_eq!(before.services, ["api", "api-node"]);
+    assert_eq!(*before.services, ["api", "api-node"]);
     let (index, _) = replayed();
     let after = index.pod_by_uid(uid).unwrap();
     assert!(after.services.is_empty());

@@ -1,9 +1,9 @@
 //! A cluster in which everybody knows who has which address: the index, which hears of it late, must know it, too.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use flow::{
-    endpoint::{self, Labels},
+    endpoint,
     time::Timestamp,
     topology::{Change, Index, Object, ObjectKey, Phase, Pod, RETENTION},
 };
@@ -77,15 +77,15 @@ fn pod(i: usize, started: u64, phase: Phase) -> Pod {
             uid: name.clone(),
             namespace: "shop".to_owned(),
             name,
-            labels: Labels::new(),
+            labels: Arc::default(),
             workload: None,
             node: None,
             host_network: false,
             addresses: vec!["10.0.0.1".parse().unwrap()],
-            services: Vec::new(),
+            services: Arc::default(),
         },
         static_uid: None,
-        ports: Vec::new(),
+        ports: Arc::default(),
         phase,
         started: Some(whole_seconds(started)),
     }

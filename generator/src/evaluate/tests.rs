@@ -1,5 +1,7 @@
 //! Proofs and diffs of small cases, and of what is synthesised for random ledgers.
 
+use std::sync::Arc;
+
 use flow::record::{
     Direction::{Egress, Ingress},
     FlowRecord,
@@ -101,7 +103,7 @@ fn an_edge_to_a_service_needs_every_backend() {
     let called = flow::endpoint::Endpoint::Service(service("shop", "db"));
     let web = served("shop", "web", "node-1");
     let mut odd = pod("shop", "db", "node-3");
-    odd.labels.insert("role".to_owned(), "odd".to_owned());
+    Arc::make_mut(&mut odd.labels).insert("role".to_owned(), "odd".to_owned());
     let edges = edges([
         record(Egress, web.clone(), called, 3306, 1),
         record(Ingress, web.clone(), served("shop", "db", "node-2"), 80, 1),

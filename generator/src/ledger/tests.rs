@@ -129,9 +129,9 @@ fn of_two_services_of_one_pod_the_one_with_fewer_pods_claims_first() {
         unreachable!()
     };
     let mut both = (*db).clone();
-    both.services = vec!["a-all".to_owned(), "db".to_owned()];
+    both.services = ["a-all", "db"].map(str::to_owned).into();
     let mut one = pod("shop", "db", "node-2");
-    one.services = vec!["a-all".to_owned()];
+    one.services = ["a-all".to_owned()].into();
     check(
         [
             to_service(web.clone(), "a-all", 5),
@@ -292,7 +292,7 @@ fn a_service_that_leads_to_the_nodes_network_is_given_by_the_servers_address() {
     let web = served("shop", "web", "node-2");
     let mut agent = pod("shop", "agent", "node-1");
     agent.host_network = true;
-    agent.services = vec!["agent".to_owned()];
+    agent.services = ["agent".to_owned()].into();
     let mut called = to_service(web.clone(), "agent", 4);
     called.tuple.src_addr = address("10.1.2.3");
     called.tuple.dst_addr = address("10.96.0.9");
@@ -310,7 +310,7 @@ fn every_edge_of_a_pod_has_its_newest_labels() {
     let web = served("shop", "web", "node-1");
     let relabelled = |time: u64, label: &str| {
         let mut db = pod("shop", "db", "node-2");
-        db.labels.insert("tier".to_owned(), label.to_owned());
+        Arc::make_mut(&mut db.labels).insert("tier".to_owned(), label.to_owned());
         let mut record = record(TO_SERVER, web.clone(), bare(db), time as u16, 1);
         record.last_seen = Timestamp::from_nanos(200_000_000_000 + time);
         record

@@ -125,7 +125,7 @@ impl Name {
             address: address.to_string(),
             is_known: !matches!(endpoint, Endpoint::External(_)),
             node: match endpoint {
-                Endpoint::Pod { pod, .. } => pod.node.clone(),
+                Endpoint::Pod { pod, .. } => pod.node.as_deref().map(str::to_owned),
                 _ => None,
             },
         })

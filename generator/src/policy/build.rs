@@ -335,11 +335,11 @@ pub(super) fn is_from_own_node(edge: &Edge) -> bool {
         return false;
     };
     let node = match &edge.client {
-        Endpoint::Node(node) => Some(&node.name),
-        Endpoint::Pod { pod, .. } if pod.host_network => pod.node.as_ref(),
+        Endpoint::Node(node) => Some(node.name.as_str()),
+        Endpoint::Pod { pod, .. } if pod.host_network => pod.node.as_deref(),
         _ => None,
     };
-    node.is_some() && node == server.node.as_ref() && !server.host_network
+    node.is_some() && node == server.node.as_deref() && !server.host_network
 }
 
 /// Whether the rule for DNS covers the edge.

@@ -129,7 +129,7 @@ pub(crate) async fn run(api: &Api) -> Result<()> {
                 .iter()
                 .any(|other| other.to_string() == address)
             {
-                found.clone_from(&pod.services);
+                found = pod.services.to_vec();
             }
         }
         found

@@ -21,10 +21,10 @@ use super::{
     kind::Kind,
     lines::Lines,
     list::{self, Freshness},
-    parse::{self, Event, MAX_OBJECT_BYTES},
+    parse::{self, Event, Listed, MAX_OBJECT_BYTES},
     trouble::{Trouble, Verb},
 };
-use crate::{backoff::Backoff, time::Timestamp, topology::Objects};
+use crate::{backoff::Backoff, time::Timestamp};
 
 /// How long a watch lasts, in seconds. Each is drawn from the range, so that those of many agents do not end together.
 const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 300..=600;
@@ -124,15 +124,15 @@ impl Follower {
     }
 
     async fn list(&mut self, freshness: &Freshness) -> Result<(), Trouble> {
-        let mut objects = Objects::default();
+        let mut listed = Listed::default();
         let mut token: Option<String> = None;
         let version = loop {
             let request =
                 freshness.request(self.kind, self.selector.as_deref(), token.as_deref())?;
             let response = self.open(Verb::List, request).await?;
             let (page, all) =
-                list::read(self.kind, response, self.options.pace.silence, objects).await?;
-            objects = all;
+                list::read(self.kind, response, self.options.pace.silence, listed).await?;
+            listed = all;
             match page.token {
                 Some(next) => token = Some(next),
                 None => break page.version,
@@ -141,8 +141,8 @@ impl Follower {
         let version =
             version.ok_or_else(|| Trouble::Malformed("a list without version".to_owned()))?;
 
-        let (kind, shared, count) = (self.kind, self.shared.clone(), objects.len());
-        let replace = move || kind.replace(&mut shared.write(), objects, now());
+        let (kind, shared, count) = (self.kind, self.shared.clone(), listed.objects.len());
+        let replace = move || kind.replace(&mut shared.write(), listed.objects, now());
         tokio::task::spawn_blocking(replace).await?;
         tracing::debug!(%kind, count, version, "listed");
         self.next = Step::Watch(version);

@@ -13,10 +13,9 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     kind::Kind,
-    parse::{self, Page},
+    parse::{self, Listed, Page},
     trouble::Trouble,
 };
-use crate::topology::Objects;
 
 /// Objects in one page, where the API server pages.
 const PAGE: u32 = 500;
@@ -92,21 +91,21 @@ impl Freshness {
     }
 }
 
-/// Reads a page from a response; its objects are added to `objects`.
+/// Reads a page from a response; its objects are added to `listed`.
 ///
 /// It is parsed on a thread for blocking work: the task's own has other things to do during a hundred thousand pods.
 pub(super) async fn read(
     kind: Kind,
     response: impl AsyncBufRead + Unpin,
     silence: Duration,
-    objects: Objects,
-) -> Result<(Page, Objects), Trouble> {
+    listed: Listed,
+) -> Result<(Page, Listed), Trouble> {
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let feed = Feed {
         chunks: receiver,
         current: Bytes::new(),
     };
-    let parsing = tokio::task::spawn_blocking(move || parse::page(kind, feed, objects));
+    let parsing = tokio::task::spawn_blocking(move || parse::page(kind, feed, listed));
     let pumped = pump(response, silence, sender).await;
     let parsed = parsing.await?;
     // Where the response broke off, that says more than that the text ends too early.

@@ -26,7 +26,7 @@ use super::{
     trouble::{Trouble, Verb},
 };
 use crate::topology::{
-    Change, EndpointSlice, FieldError, Namespace, Node, Object, ObjectKey, Objects, Pod, Service,
+    Change, Common, EndpointSlice, FieldError, Namespace, Node, Object, ObjectKey, Objects, Pod, Service,
 };
 
 /// The longest text of one object, in bytes. etcd takes no more than 1.5 MiB, an API server three.
@@ -58,12 +58,19 @@ pub(super) enum Event {
     Malformed { version: String },
 }
 
-/// Reads a page of a list; its objects are added to `objects`, and come back.
+/// What the pages of a list have brought so far.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    pub(super) objects: Objects,
+    common: Common,
+}
+
+/// Reads a page of a list; its objects are added to `listed`, which comes back.
 pub(super) fn page(
     kind: Kind,
     text: impl Read,
-    objects: Objects,
-) -> Result<(Page, Objects), Trouble> {
+    listed: Listed,
+) -> Result<(Page, Listed), Trouble> {
     let allowance = Rc::new(Cell::new(MAX_OBJECT_BYTES));
     let text = Metered {
         inner: text,
@@ -73,14 +80,14 @@ pub(super) fn page(
         serde_json::Deserializer::from_reader(BufReader::with_capacity(BUFFER, text));
     let mut reader = PageReader {
         kind,
-        objects,
+        listed,
         allowance,
     };
     let page = reader
         .deserialize_page(&mut document)
         .and_then(|page| document.end().map(|()| page))
         .map_err(|error| Trouble::Malformed(error.to_string()))?;
-    Ok((page, reader.objects))
+    Ok((page, reader.listed))
 }
 
 /// Reads a line of a watch.
@@ -201,10 +208,19 @@ fn warn(kind: Kind, id: &Id, error: &ObjectError) {
     tracing::warn!(%kind, namespace, name, error = error.0, "an object is malformed and left out");
 }
 
+impl Listed {
+    fn push(&mut self, mut object: Object) {
+        if let Object::Pod(pod) = &mut object {
+            self.common.share(pod);
+        }
+        self.objects.push(object);
+    }
+}
+
 /// Takes a list apart.
 struct PageReader {
     kind: Kind,
-    objects: Objects,
+    listed: Listed,
     allowance: Rc<Cell<usize>>,
 }
 
@@ -218,7 +234,7 @@ impl PageReader {
 
     fn take(&mut self, text: &str) {
         match parse(self.kind, text) {
-            Ok(object) => self.objects.push(object),
+            Ok(object) => self.listed.push(object),
             Err(error) => warn(
                 self.kind,
                 &serde_json::from_str(text).unwrap_or_default(),
@@ -315,9 +331,9 @@ mod tests {
     const NODE: &str = r#"{"metadata": {"name": "a", "resourceVersion": "3"}}"#;
 
     fn nodes(text: &str) -> Result<(Page, Vec<String>), String> {
-        let (page, objects) = page(Kind::Nodes, text.as_bytes(), Objects::default())
+        let (page, listed) = page(Kind::Nodes, text.as_bytes(), Listed::default())
             .map_err(|trouble| trouble.to_string())?;
-        let names = objects.nodes.into_iter().map(|node| node.identity.name);
+        let names = listed.objects.nodes.into_iter().map(|node| node.identity.name);
         Ok((page, names.collect()))
     }
 

@@ -79,21 +79,22 @@ impl Index {
             count(&mut self.services, services, &entry.ports, Backend::Joins);
         }
         let identity = endpoint::Pod {
-            services: names(services, &self.services),
+            services: self.common.services(names(services, &self.services)),
             ..endpoint::Pod::clone(&entry.pod)
         };
         self.pods.set_identity(id, identity);
     }
 
     /// Stores a pod under its id, new or not, with the services that select it.
-    fn set_entry(&mut self, id: PodId, pod: Pod) {
+    fn set_entry(&mut self, id: PodId, mut pod: Pod) {
+        self.common.share(&mut pod);
         let mut identity = pod.identity;
         let before = self.pods.get(id).filter(|entry| entry.ended.is_none());
         let same_group = before.filter(|entry| {
             entry.pod.namespace == identity.namespace && entry.pod.labels == identity.labels
         });
-        let (services, sibling) = match same_group {
-            Some(entry) => (Arc::clone(&entry.services), Some(entry)),
+        let services = match same_group {
+            Some(entry) => Arc::clone(&entry.services),
             None => {
                 if let Some(entry) = before
                     && let Some(namespace) = self.namespaces.get_mut(&entry.pod.namespace)
@@ -102,17 +103,10 @@ impl Index {
                 }
                 let namespace = self.namespaces.entry(identity.namespace.clone());
                 let selection = &mut namespace.or_default().selection;
-                let sibling = selection.sibling(&identity.labels);
-                let services = selection.join(id, &identity.labels, &self.services);
-                (services, sibling.and_then(|sibling| self.pods.get(sibling)))
+                selection.join(id, &identity.labels, &self.services)
             }
         };
-        // Pods of one template declare the same ports.
-        let ports = match sibling {
-            Some(sibling) if *sibling.ports == *pod.ports => Arc::clone(&sibling.ports),
-            _ => pod.ports.into(),
-        };
-        identity.services = names(&services, &self.services);
+        identity.services = self.common.services(names(&services, &self.services));
 
         let shared = before.map(|entry| Arc::clone(&entry.pod));
         let entry = PodEntry {
@@ -121,7 +115,7 @@ impl Index {
                 _ => Arc::new(identity),
             },
             services,
-            ports,
+            ports: pod.ports,
             static_uid: pod.static_uid.map(String::into_boxed_str),
             finished: matches!(pod.phase, Phase::Finished { .. }),
             ended: None,
@@ -248,7 +242,7 @@ fn count(
     }
 }
 
-fn names(ids: &[ServiceId], services: &Slab<ServiceEntry>) -> Vec<String> {
+fn names(ids: &[ServiceId], services: &Slab<ServiceEntry>) -> Arc<[String]> {
     let found = ids.iter().filter_map(|id| services.get(*id));
     found
         .map(|service| service.spec.identity.name.clone())

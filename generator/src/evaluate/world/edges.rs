@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use flow::{
-    endpoint::{self, Endpoint, Service},
+    endpoint::{self, Endpoint, Labels, Service},
     observations::PodId as PodKey,
 };
 
@@ -108,10 +108,10 @@ impl World {
                     namespace: pod.namespace.clone(),
                     name: pod.name.clone(),
                     known_as: known_as(pod, service.as_deref()).to_owned(),
-                    labels: pod.labels.clone(),
+                    labels: Labels::clone(&pod.labels),
                     addresses: addresses.collect(),
                     ports: Vec::new(),
-                    node: pod.node.clone(),
+                    node: pod.node.as_deref().map(str::to_owned),
                 });
             }
             Endpoint::Node(node) => {

@@ -1,7 +1,7 @@
 //! A world from the cluster's objects.
 
 use flow::{
-    endpoint,
+    endpoint::{self, Labels},
     topology::{Objects, Phase},
 };
 
@@ -48,7 +48,7 @@ impl World {
                 namespace: namespace.clone(),
                 name: name.clone(),
                 known_as: workload.as_ref().map_or(name, |of| &of.name).clone(),
-                labels: labels.clone(),
+                labels: Labels::clone(labels),
                 addresses: addresses.clone(),
                 ports: named
                     .map(|port| NamedPort {
@@ -57,7 +57,7 @@ impl World {
                         port: port.port,
                     })
                     .collect(),
-                node: node.clone(),
+                node: node.as_deref().map(str::to_owned),
             });
         }
         world

@@ -113,7 +113,7 @@ fn db() -> Endpoint {
 
 fn with_labels(name: &str, pairs: &[(&str, &str)]) -> Pod {
     Pod {
-        labels: labels(pairs),
+        labels: labels(pairs).into(),
         ..pod("shop", name, "node-1")
     }
 }
@@ -178,7 +178,7 @@ fn a_workload_is_selected_by_what_all_its_pods_have_in_common() {
     let replica = |uid: &str, build: &str| {
         let mut pod = pod("shop", "batch", "node-1");
         pod.uid = uid.to_owned();
-        pod.labels.insert("build".to_owned(), build.to_owned());
+        Arc::make_mut(&mut pod.labels).insert("build".to_owned(), build.to_owned());
         bare(pod)
     };
     check(
@@ -363,13 +363,12 @@ fn a_selector_that_does_not_select_the_pod_is_not_used() {
 #[test]
 fn granularities_decide_which_pods_share_a_policy() {
     let mut frontend = pod("shop", "web", "node-1");
-    frontend
-        .labels
+    Arc::make_mut(&mut frontend.labels)
         .insert("track".to_owned(), "canary".to_owned());
-    frontend.workload = Some(Workload {
+    frontend.workload = Some(Arc::new(Workload {
         kind: "Deployment".to_owned(),
         name: "web-canary".to_owned(),
-    });
+    }));
     let frontend = Endpoint::Pod {
         pod: Arc::new(frontend),
         service: Some(service("shop", "web")),
@@ -382,10 +381,10 @@ fn granularities_decide_which_pods_share_a_policy() {
         ],
     );
     replica.name = "db-0".to_owned();
-    replica.workload = Some(Workload {
+    replica.workload = Some(Arc::new(Workload {
         kind: "StatefulSet".to_owned(),
         name: "db".to_owned(),
-    });
+    }));
     let records = [record(Ingress, frontend, bare(replica), 3306, 1)];
     for (granularity, expected) in [
         (
@@ -432,7 +431,7 @@ fn granularities_decide_which_pods_share_a_policy() {
 #[test]
 fn the_rule_for_dns_stands_first_and_covers_what_was_seen() {
     let mut dns = pod("kube-system", "coredns", "node-2");
-    dns.labels = labels(&[("k8s-app", "kube-dns")]);
+    dns.labels = labels(&[("k8s-app", "kube-dns")]).into();
     let mut query = record(Ingress, web(), bare(dns.clone()), 53, 1);
     query.protocol = Protocol::Udp;
     let records = [query, record(Ingress, web(), bare(dns), 9153, 1)];
@@ -460,7 +459,7 @@ fn the_rule_for_dns_stands_first_and_covers_what_was_seen() {
 #[test]
 fn the_clusters_dns_answers_all_pods() {
     let mut dns = pod("kube-system", "coredns", "node-2");
-    dns.labels = labels(&[("k8s-app", "kube-dns"), ("app", "coredns")]);
+    dns.labels = labels(&[("k8s-app", "kube-dns"), ("app", "coredns")]).into();
     let records = [
         record(Ingress, web(), bare(dns.clone()), 53, 1),
         record(Ingress, web(), bare(dns), 9153, 1),
@@ -509,10 +508,10 @@ fn the_clusters_dns_answers_all_pods() {
 fn names_are_valid_and_do_not_collide() {
     let named = |name: &str, kind: &str, app: &str| {
         let mut pod = with_labels(app, &[("app", app)]);
-        pod.workload = Some(Workload {
+        pod.workload = Some(Arc::new(Workload {
             kind: kind.to_owned(),
             name: name.to_owned(),
-        });
+        }));
         bare(pod)
     };
     let long = "x".repeat(200);
