@@ -38,10 +38,10 @@ fn pod(uid: &str, address: Option<[u8; 4]>, node: &str, started: u64) -> Change 
 
 fn node(name: &str, address: [u8; 4], range: &str) -> Change {
     Change::Upsert(Object::Node(Node {
-        identity: endpoint::Node {
+        identity: Arc::new(endpoint::Node {
             name: name.to_owned(),
             addresses: vec![address.into()],
-        },
+        }),
         interfaces: Vec::new(),
         pod_cidrs: vec![range.parse().unwrap()],
         created: None,

@@ -19,7 +19,7 @@ use super::{
     workload::workload_of,
 };
 use crate::{
-    endpoint::{self, Labels},
+    endpoint,
     record::Protocol,
     time::Timestamp,
 };
@@ -89,10 +89,10 @@ impl TryFrom<core::Node> for Node {
             .filter(|address| !addresses.contains(address))
             .collect();
         Ok(Self {
-            identity: endpoint::Node {
+            identity: Arc::new(endpoint::Node {
                 name: name(&metadata)?,
                 addresses,
-            },
+            }),
             interfaces,
             pod_cidrs,
             created: metadata.creation_timestamp.as_ref().and_then(timestamp),
@@ -109,26 +109,26 @@ impl TryFrom<core::Service> for Service {
         let created = metadata.creation_timestamp.as_ref().and_then(timestamp);
         let (namespace, name) = namespace_and_name(&metadata)?;
         let uid = uid(&metadata, &namespace, &name);
+        // An alias in DNS: it has no addresses of its own, and its selector is ignored.
+        let is_alias = spec.type_.as_deref() == Some("ExternalName");
+        let selector = spec.selector.take().filter(|_| !is_alias);
         let mut service = Self {
-            identity: endpoint::Service {
+            identity: Arc::new(endpoint::Service {
                 uid,
                 namespace,
                 name,
                 labels: metadata.labels.unwrap_or_default(),
-                selector: Labels::new(),
+                selector: selector.unwrap_or_default(),
                 backends: Vec::new(),
-            },
+            }),
             cluster_addresses: Vec::new(),
             external_addresses: Vec::new(),
             ports: Vec::new(),
             created,
         };
-        // An alias in DNS: it has no addresses of its own, and its selector is ignored.
-        if spec.type_.as_deref() == Some("ExternalName") {
+        if is_alias {
             return Ok(service);
         }
-        service.identity.selector = spec.selector.take().unwrap_or_default();
-
         for (field, text) in
             plural_and_single(&spec.cluster_ips, &spec.cluster_ip, "spec.clusterIP")
         {

@@ -157,7 +157,7 @@ pub struct Namespace {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// The name, and the addresses of type `InternalIP` and `ExternalIP`.
-    pub identity: endpoint::Node,
+    pub identity: Arc<endpoint::Node>,
     /// Addresses of the CNI's own interfaces that CNIs note on the node, inside or outside its pod CIDRs.
     pub interfaces: Vec<IpAddr>,
     /// `spec.podCIDRs`.
@@ -170,7 +170,7 @@ pub struct Node {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// What records say of it. `backends` is empty: the index fills it in from the endpoint slices.
-    pub identity: endpoint::Service,
+    pub identity: Arc<endpoint::Service>,
     /// `spec.clusterIPs`; none for a headless service.
     pub cluster_addresses: Vec<IpAddr>,
     /// `spec.externalIPs`, and those of `status.loadBalancer.ingress` that the nodes translate themselves.

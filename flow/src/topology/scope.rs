@@ -219,14 +219,14 @@ fn service(id: &str, node: &ReportNode) -> Result<Service, String> {
     }
     let ports = node.latest("kubernetes_ports").unwrap_or_default();
     Ok(Service {
-        identity: endpoint::Service {
+        identity: Arc::new(endpoint::Service {
             uid: uid(id),
             namespace: node.required("kubernetes_namespace")?.to_owned(),
             name: node.required("kubernetes_name")?.to_owned(),
             labels: labels(node),
             selector,
             backends: Vec::new(),
-        },
+        }),
         cluster_addresses: address(node)?.into_iter().collect(),
         external_addresses: Vec::new(),
         ports: ports
@@ -309,7 +309,7 @@ fn nodes(report: &Report, pods: &[Pod]) -> Vec<Node> {
             // The bridges of container engines have the same address on every node.
             interfaces.retain(|own| holders[own] == 1 && !addresses.contains(own));
             Node {
-                identity: endpoint::Node { name, addresses },
+                identity: Arc::new(endpoint::Node { name, addresses }),
                 interfaces,
                 pod_cidrs: Vec::new(),
                 created: None,

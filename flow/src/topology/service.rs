@@ -102,25 +102,24 @@ impl ServiceEntry {
     /// Says whether there is a new version.
     pub(super) fn refresh(&mut self, backends: Backends, now: Timestamp) -> bool {
         let declared = declared_ports(&self.spec, &backends);
-        let service = endpoint::Service {
-            backends: if self.spec.identity.selector.is_empty() {
-                backends.addresses
-            } else {
-                Vec::new()
-            },
-            ..self.spec.identity.clone()
+        let identity = &self.spec.identity;
+        let service = if identity.selector.is_empty() && !backends.addresses.is_empty() {
+            Arc::new(endpoint::Service {
+                backends: backends.addresses,
+                ..endpoint::Service::clone(identity)
+            })
+        } else {
+            Arc::clone(identity)
         };
         match self.versions.last_mut() {
             Some(last) if last.declared == declared => {
-                if *last.service != service {
-                    last.service = Arc::new(service);
-                }
+                last.service = service;
                 false
             }
             _ => {
                 self.versions.push(Version {
                     from: now,
-                    service: Arc::new(service),
+                    service,
                     ports: numbered(&declared, &self.named_ports),
                     declared,
                 });

@@ -1,6 +1,6 @@
 //! What the recorded cluster does not show.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use flow::{
     endpoint::Endpoint,
@@ -384,7 +384,7 @@ spec: {clusterIP: 10.96.0.1, selector: {app: a, tier: web}, ports: [{port: 80, t
     assert_eq!(index.counts().services, 1);
 
     let mut moved = service.clone();
-    let selector = &mut moved.identity.selector;
+    let selector = &mut Arc::make_mut(&mut moved.identity).selector;
     selector.insert("tier".to_owned(), "db".to_owned());
     index.apply(Change::Upsert(Object::Service(moved)), at(6.0));
     assert!(services(&index).is_empty());

@@ -335,10 +335,10 @@ fn at(millis: u64) -> Timestamp {
 
 fn node() -> Node {
     Node {
-        identity: endpoint::Node {
+        identity: Arc::new(endpoint::Node {
             name: "node-1".to_owned(),
             addresses: Vec::new(),
-        },
+        }),
         interfaces: Vec::new(),
         pod_cidrs: vec!["10.0.0.0/24".parse().unwrap()],
         created: None,
@@ -416,14 +416,14 @@ fn service() -> impl Strategy<Value = Service> {
     let created = prop::option::of(moment().prop_map(at));
     (0..3_usize, labels(), addresses, ports, created)
         .prop_map(|(i, selector, addresses, ports, created)| Service {
-            identity: endpoint::Service {
+            identity: Arc::new(endpoint::Service {
                 uid: service_name(i),
                 namespace: "shop".to_owned(),
                 name: service_name(i),
                 labels: Labels::new(),
                 selector,
                 backends: Vec::new(),
-            },
+            }),
             cluster_addresses: addresses.into_iter().collect(),
             external_addresses: Vec::new(),
             ports: ports

@@ -333,7 +333,8 @@ mod tests {
     fn nodes(text: &str) -> Result<(Page, Vec<String>), String> {
         let (page, listed) = page(Kind::Nodes, text.as_bytes(), Listed::default())
             .map_err(|trouble| trouble.to_string())?;
-        let names = listed.objects.nodes.into_iter().map(|node| node.identity.name);
+        let nodes = listed.objects.nodes.iter();
+        let names = nodes.map(|node| node.identity.name.clone());
         Ok((page, names.collect()))
     }
 

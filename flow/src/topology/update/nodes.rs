@@ -45,7 +45,7 @@ impl Index {
 
         let ranges = spec.pod_cidrs.clone();
         let entry = NodeEntry {
-            node: Arc::new(spec.identity.clone()),
+            node: Arc::clone(&spec.identity),
             spec,
             ended: None,
         };
