@@ -9,17 +9,16 @@ use std::{
     time::Duration,
 };
 
-use slab::Slab;
-
 use super::{
     common::Common,
     history::History,
     objects::{Namespace, Node},
-    pod::{PodId, Pods},
+    pod::{Life, PodId, Pods},
     ranges::Ranges,
     selection::Selection,
     service::{ServiceEntry, ServiceId},
     slices::Slices,
+    store::{Id, Store},
 };
 use crate::{
     endpoint::{self, Labels},
@@ -49,8 +48,8 @@ pub const RETENTION: Duration = Duration::from_secs(600);
 pub struct Index {
     pub(super) pods: Pods,
     pub(super) common: Common,
-    pub(super) services: Slab<ServiceEntry>,
-    pub(super) nodes: Slab<NodeEntry>,
+    pub(super) services: Store<ServiceEntry>,
+    pub(super) nodes: Store<NodeEntry>,
     pub(super) node_ids: HashMap<String, NodeId>,
     pub(super) namespaces: HashMap<String, NamespaceEntry>,
     pub(super) addresses: History<IpAddr, Owner>,
@@ -61,8 +60,8 @@ pub struct Index {
     pub(super) ended: VecDeque<(Timestamp, Ended)>,
 }
 
-/// Index of a node in the index's store; stays the same while a node of that name comes and goes.
-pub(super) type NodeId = usize;
+/// Number of a node in the index's store; stays the same while a node of that name comes and goes.
+pub(super) type NodeId = Id;
 
 /// A port of a node that its CNI forwards to a pod: the node's name, the protocol, the port.
 pub(super) type HostPort = (Arc<str>, Protocol, u16);
@@ -154,8 +153,8 @@ impl Index {
 
     /// All living pods, those that have finished included, in no particular order.
     pub fn pods(&self) -> impl Iterator<Item = &Arc<endpoint::Pod>> {
-        let living = self.pods.iter().filter(|pod| pod.ended.is_none());
-        living.map(|pod| &pod.pod)
+        let living = self.pods.iter().filter(|(_, pod)| !pod.has_ended());
+        living.map(|(_, pod)| &pod.pod)
     }
 
     /// All living services, in no particular order.
@@ -195,8 +194,9 @@ impl Index {
                 }
             }
             Ended::Service(id) => {
-                if self.services.get(id).is_some_and(|s| is_due(s.ended)) {
-                    let identity = self.services.remove(id).spec.identity;
+                let due = self.services.get(id).is_some_and(|s| is_due(s.ended));
+                if let Some(service) = due.then(|| self.services.remove(id)).flatten() {
+                    let identity = service.spec.identity;
                     if let Some(namespace) = self.namespaces.get_mut(&identity.namespace) {
                         namespace.services.remove(&identity.name);
                     }
@@ -204,13 +204,14 @@ impl Index {
                 }
             }
             Ended::Node(id) => {
-                if self.nodes.get(id).is_some_and(|node| is_due(node.ended)) {
-                    let node = self.nodes.remove(id);
+                let due = self.nodes.get(id).is_some_and(|node| is_due(node.ended));
+                if let Some(node) = due.then(|| self.nodes.remove(id)).flatten() {
                     self.node_ids.remove(&node.node.name);
                 }
             }
             Ended::Pod(id) => {
-                if self.pods.get(id).is_some_and(|pod| is_due(pod.ended)) {
+                let pod = self.pods.get(id);
+                if pod.is_some_and(|pod| pod.life == Life::Ended(learnt)) {
                     self.pods.remove(id);
                 }
             }

@@ -18,6 +18,7 @@ mod resolve;
 mod selection;
 mod service;
 mod slices;
+mod store;
 mod update;
 mod workload;
 

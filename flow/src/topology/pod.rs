@@ -7,43 +7,65 @@ use std::{
     sync::Arc,
 };
 
-use slab::Slab;
+use smallvec::SmallVec;
 
-use super::{objects::ContainerPort, service::ServiceId};
+use super::{
+    objects::ContainerPort,
+    service::ServiceId,
+    store::{Id, Store},
+};
 use crate::{endpoint, time::Timestamp};
 
-/// Index of a pod in the index's store.
-pub(super) type PodId = usize;
+/// Number of a pod in the index's store.
+pub(super) type PodId = Id;
 
-/// A pod as the index keeps it.
+/// Services by name. Nearly all pods have at most one, and find it here without another look into memory.
+pub(super) type ServiceIds = SmallVec<[ServiceId; 4]>;
+
+/// A pod as the index keeps it: one line of the processor's cache, which is what a lookup in a large cluster costs.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct PodEntry {
     /// What records say of it; they share it.
     pub(super) pod: Arc<endpoint::Pod>,
-    /// The services that select it, by name. All pods of one group share the list.
-    pub(super) services: Arc<[ServiceId]>,
-    /// Shared likewise by all pods that declare the same.
+    /// The services that select it.
+    pub(super) services: ServiceIds,
     pub(super) ports: Arc<[ContainerPort]>,
-    pub(super) static_uid: Option<Box<str>>,
+    pub(super) life: Life,
+}
+
+const _: () = assert!(size_of::<Option<PodEntry>>() == 64);
+
+/// What became of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    Living,
     /// Succeeded or failed: it holds no address and backs no service.
-    pub(super) finished: bool,
-    /// When it was deleted.
-    pub(super) ended: Option<Timestamp>,
+    Finished,
+    /// It was deleted, as was learnt at this time.
+    Ended(Timestamp),
 }
 
 impl PodEntry {
+    /// Whether it was deleted.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.life, Life::Ended(_))
+    }
+
     /// Whether it can hold an address and back a service.
     pub(super) fn is_backend(&self) -> bool {
-        self.ended.is_none() && !self.finished
+        self.life == Life::Living
     }
 }
 
-/// The pods by id and by uid.
+/// The pods by number and by uid.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
-    entries: Slab<PodEntry>,
+    entries: Store<PodEntry>,
     by_uid: HashMap<ByUid, PodId>,
+    /// Only the mirrors of static pods have two uids: those that kubelet gave the static pods.
     by_static_uid: HashMap<Box<str>, PodId>,
+    static_uids: HashMap<PodId, Box<str>>,
 }
 
 /// A pod as a key that looks like its uid, so that the uid is stored once.
@@ -86,64 +108,72 @@ impl Pods {
         self.entries.get(id)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &PodEntry> {
-        self.entries.iter().map(|(_, entry)| entry)
+    pub(super) fn get_mut(&mut self, id: PodId) -> Option<&mut PodEntry> {
+        self.entries.get_mut(id)
     }
 
-    pub(super) fn iter_with_ids(&self) -> impl Iterator<Item = (PodId, &PodEntry)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PodId, &PodEntry)> {
         self.entries.iter()
     }
 
-    /// The id that the next new pod gets.
+    /// The number that the next new pod gets.
     pub(super) fn next_id(&self) -> PodId {
-        self.entries.vacant_key()
+        self.entries.next_id()
     }
 
     /// Adds or replaces a pod; its uid stays.
-    pub(super) fn set(&mut self, id: PodId, entry: PodEntry) {
-        if let Some(uid) = &entry.static_uid {
-            self.by_static_uid.insert(uid.clone(), id);
-        }
-        let key = ByUid(Arc::clone(&entry.pod));
+    pub(super) fn set(&mut self, id: PodId, entry: PodEntry, static_uid: Option<String>) {
+        self.set_static_uid(id, static_uid.map(String::into_boxed_str));
         match self.entries.get_mut(id) {
-            Some(old) if Arc::ptr_eq(&old.pod, &entry.pod) => *old = entry,
-            Some(old) => {
-                // Inserting alone would keep the old key, and with it the old pod.
-                self.by_uid.remove(old.pod.uid.as_str());
-                self.by_uid.insert(key, id);
-                *old = entry;
+            Some(known) => {
+                let pod = Arc::clone(&entry.pod);
+                let before = std::mem::replace(known, entry);
+                self.rekey(id, &before.pod, pod);
             }
             None => {
+                let key = ByUid(Arc::clone(&entry.pod));
                 let inserted = self.entries.insert(entry);
                 self.by_uid.insert(key, inserted);
             }
         }
     }
 
-    pub(super) fn get_mut(&mut self, id: PodId) -> Option<&mut PodEntry> {
-        self.entries.get_mut(id)
-    }
-
     /// Replaces what records say of a pod; its uid stays.
-    pub(super) fn set_identity(&mut self, id: PodId, pod: endpoint::Pod) {
+    pub(super) fn set_identity(&mut self, id: PodId, pod: Arc<endpoint::Pod>) {
         if let Some(entry) = self.entries.get_mut(id) {
-            let pod = Arc::new(pod);
-            self.by_uid.remove(entry.pod.uid.as_str());
-            self.by_uid.insert(ByUid(Arc::clone(&pod)), id);
-            entry.pod = pod;
+            let before = std::mem::replace(&mut entry.pod, Arc::clone(&pod));
+            self.rekey(id, &before, pod);
         }
     }
 
     /// Forgets a pod.
     pub(super) fn remove(&mut self, id: PodId) {
-        let Some(entry) = self.entries.try_remove(id) else {
+        if let Some(entry) = self.entries.remove(id) {
+            self.by_uid.remove(entry.pod.uid.as_str());
+            self.set_static_uid(id, None);
+        }
+    }
+
+    fn rekey(&mut self, id: PodId, before: &Arc<endpoint::Pod>, pod: Arc<endpoint::Pod>) {
+        if !Arc::ptr_eq(before, &pod) {
+            // Inserting alone would keep the old key, and with it the old pod.
+            self.by_uid.remove(before.uid.as_str());
+            self.by_uid.insert(ByUid(pod), id);
+        }
+    }
+
+    fn set_static_uid(&mut self, id: PodId, uid: Option<Box<str>>) {
+        if self.static_uids.get(&id) == uid.as_ref() {
             return;
-        };
-        self.by_uid.remove(entry.pod.uid.as_str());
-        if let Some(uid) = &entry.static_uid
-            && self.by_static_uid.get(uid) == Some(&id)
+        }
+        if let Some(old) = self.static_uids.remove(&id)
+            && self.by_static_uid.get(&old) == Some(&id)
         {
-            self.by_static_uid.remove(uid);
+            self.by_static_uid.remove(&old);
+        }
+        if let Some(uid) = uid {
+            self.by_static_uid.insert(uid.clone(), id);
+            self.static_uids.insert(id, uid);
         }
     }
 }

@@ -144,9 +144,9 @@ impl Index {
         let leads_here = |service: &&ServiceEntry| {
             port.is_some_and(|port| service.leads_to(&entry.ports, protocol, port))
         };
-        let service = match *entry.services {
+        let service = match entry.services.as_slice() {
             // Nearly always: there is no choice.
-            [id] => self.services.get(id),
+            [id] => self.services.get(*id),
             _ => services
                 .clone()
                 .find(leads_here)

@@ -6,11 +6,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use slab::Slab;
-
 use super::{
-    pod::PodId,
+    pod::{PodId, ServiceIds},
     service::{ServiceEntry, ServiceId},
+    store::Store,
 };
 use crate::endpoint::Labels;
 
@@ -25,8 +24,8 @@ pub(super) struct Selection {
 /// The living pods that have the same labels.
 #[derive(Debug)]
 struct Group {
-    /// The services that select them, by name.
-    services: Arc<[ServiceId]>,
+    /// The services that select them.
+    services: ServiceIds,
     pods: Vec<PodId>,
 }
 
@@ -35,22 +34,22 @@ impl Selection {
         self.groups.is_empty() && self.by_pair.is_empty()
     }
 
-    /// Adds a pod that is in no group. Returns the services that select it, by name.
+    /// Adds a pod that is in no group. Returns the services that select it.
     pub(super) fn join(
         &mut self,
         pod: PodId,
         labels: &Arc<Labels>,
-        services: &Slab<ServiceEntry>,
-    ) -> Arc<[ServiceId]> {
+        services: &Store<ServiceEntry>,
+    ) -> ServiceIds {
         if let Some(group) = self.groups.get_mut(labels) {
             group.pods.push(pod);
-            return Arc::clone(&group.services);
+            return group.services.clone();
         }
-        let selecting: Arc<[ServiceId]> = selecting(&self.by_pair, labels, services).into();
+        let selecting = selecting(&self.by_pair, labels, services);
         self.groups.insert(
             Arc::clone(labels),
             Group {
-                services: Arc::clone(&selecting),
+                services: selecting.clone(),
                 pods: vec![pod],
             },
         );
@@ -107,26 +106,26 @@ impl Selection {
     /// services that select them now.
     pub(super) fn rematch(
         &mut self,
-        services: &Slab<ServiceEntry>,
-    ) -> Vec<(Arc<[ServiceId]>, Vec<PodId>)> {
+        services: &Store<ServiceEntry>,
+    ) -> Vec<(ServiceIds, Vec<PodId>)> {
         let mut changed = Vec::new();
         for (labels, group) in &mut self.groups {
             let found = selecting(&self.by_pair, labels, services);
-            if *found != *group.services {
-                group.services = found.into();
-                changed.push((Arc::clone(&group.services), group.pods.clone()));
+            if found != group.services {
+                group.services = found.clone();
+                changed.push((found, group.pods.clone()));
             }
         }
         changed
     }
 }
 
-/// The services that select these labels, by name.
+/// The services that select these labels.
 fn selecting(
     by_pair: &HashMap<String, HashMap<String, Vec<ServiceId>>>,
     labels: &Labels,
-    services: &Slab<ServiceEntry>,
-) -> Vec<ServiceId> {
+    services: &Store<ServiceEntry>,
+) -> ServiceIds {
     let mut found: Vec<(&str, ServiceId)> = labels
         .iter()
         .filter_map(|(key, value)| by_pair.get(key)?.get(value))

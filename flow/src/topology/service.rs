@@ -10,11 +10,12 @@ use smallvec::SmallVec;
 use super::{
     objects::{ContainerPort, Service, TargetPort},
     slices::Backends,
+    store::Id,
 };
 use crate::{endpoint, record::Protocol, time::Timestamp};
 
-/// Index of a service in the index's store; stays the same while a service of that name comes and goes.
-pub(super) type ServiceId = usize;
+/// Number of a service in the index's store; stays the same while a service of that name comes and goes.
+pub(super) type ServiceId = Id;
 
 /// A service and its past.
 #[derive(Debug)]
@@ -23,8 +24,9 @@ pub(super) struct ServiceEntry {
     pub(super) spec: Service,
     /// When it was deleted.
     pub(super) ended: Option<Timestamp>,
-    /// Oldest first, never empty. A flow to port 80 of a moment ago went where port 80 led then.
-    versions: SmallVec<[Version; 1]>,
+    latest: Version,
+    /// Oldest first. A flow to port 80 of a moment ago went where port 80 led then.
+    past: Vec<Version>,
     named_ports: NamedPorts,
 }
 
@@ -78,14 +80,14 @@ pub(super) enum Called {
 
 impl ServiceEntry {
     pub(super) fn new(spec: Service, backends: Backends, now: Timestamp) -> Self {
-        let mut entry = Self {
+        let named_ports = NamedPorts::new();
+        Self {
+            latest: Version::new(&spec, backends, &named_ports, now),
+            past: Vec::new(),
             spec,
             ended: None,
-            versions: SmallVec::new(),
-            named_ports: NamedPorts::new(),
-        };
-        entry.refresh(backends, now);
-        entry
+            named_ports,
+        }
     }
 
     /// What records say of the service.
@@ -95,43 +97,26 @@ impl ServiceEntry {
 
     /// What records say of the service today.
     pub(super) fn latest(&self) -> &Arc<endpoint::Service> {
-        &self.versions[self.versions.len() - 1].service
+        &self.latest.service
     }
 
     /// Makes a new version if `spec` or the endpoint slices have moved a port, else brings the last one up to date.
     /// Says whether there is a new version.
     pub(super) fn refresh(&mut self, backends: Backends, now: Timestamp) -> bool {
-        let declared = declared_ports(&self.spec, &backends);
-        let identity = &self.spec.identity;
-        let service = if identity.selector.is_empty() && !backends.addresses.is_empty() {
-            Arc::new(endpoint::Service {
-                backends: backends.addresses,
-                ..endpoint::Service::clone(identity)
-            })
+        let new = Version::new(&self.spec, backends, &self.named_ports, now);
+        let moved = new.declared != self.latest.declared;
+        if moved {
+            self.past.push(std::mem::replace(&mut self.latest, new));
         } else {
-            Arc::clone(identity)
-        };
-        match self.versions.last_mut() {
-            Some(last) if last.declared == declared => {
-                last.service = service;
-                false
-            }
-            _ => {
-                self.versions.push(Version {
-                    from: now,
-                    service,
-                    ports: numbered(&declared, &self.named_ports),
-                    declared,
-                });
-                true
-            }
+            self.latest.service = new.service;
         }
+        moved
     }
 
     /// Forgets the oldest version, if there is a newer one.
     pub(super) fn forget_version(&mut self) {
-        if self.versions.len() > 1 {
-            self.versions.remove(0);
+        if !self.past.is_empty() {
+            self.past.remove(0);
         }
     }
 
@@ -152,8 +137,8 @@ impl ServiceEntry {
         protocol: Protocol,
         number: u16,
     ) -> bool {
-        let declared = &self.versions[self.versions.len() - 1].declared;
-        declared
+        self.latest
+            .declared
             .iter()
             .filter(|port| port.protocol == protocol)
             .any(|port| match &port.target {
@@ -195,17 +180,36 @@ impl ServiceEntry {
     }
 
     fn renumber(&mut self) {
-        for version in &mut self.versions {
+        for version in self.past.iter_mut().chain([&mut self.latest]) {
             version.ports = numbered(&version.declared, &self.named_ports);
         }
     }
 
     fn version(&self, at: Timestamp) -> &Version {
-        let newest_first = self.versions.iter().rev();
-        newest_first
-            .clone()
-            .find(|version| version.from <= at)
-            .unwrap_or(&self.versions[0])
+        let newest_first = [&self.latest].into_iter().chain(self.past.iter().rev());
+        let then = newest_first.clone().find(|version| version.from <= at);
+        then.or(self.past.first()).unwrap_or(&self.latest)
+    }
+}
+
+impl Version {
+    fn new(spec: &Service, backends: Backends, named_ports: &NamedPorts, from: Timestamp) -> Self {
+        let declared = declared_ports(spec, &backends);
+        let identity = &spec.identity;
+        let has_own = identity.selector.is_empty() && !backends.addresses.is_empty();
+        Self {
+            from,
+            service: if has_own {
+                Arc::new(endpoint::Service {
+                    backends: backends.addresses,
+                    ..endpoint::Service::clone(identity)
+                })
+            } else {
+                Arc::clone(identity)
+            },
+            ports: numbered(&declared, named_ports),
+            declared,
+        }
     }
 }
 

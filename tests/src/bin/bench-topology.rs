@@ -20,11 +20,13 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use flow::{
+    endpoint::Pod,
     record::Protocol,
     source::{Access, Options, Pace, Scope, Source, Topology, View},
     time::Timestamp,
 };
 use lab::apiserver::ApiServer;
+use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -228,7 +230,7 @@ fn listen(kubeconfig: &Path, pods: usize) -> Result<()> {
             peak_kib,
             client_lookups_per_second: client_lookups(&view, pods),
             service_lookups_per_second: service_lookups(&view, pods),
-            hash_map_lookups_per_second: hash_map_lookups(pods),
+            hash_map_lookups_per_second: hash_map_lookups(&view, pods),
         };
         let mut out = io::stdout().lock();
         serde_json::to_writer(&mut out, &known)?;
@@ -241,7 +243,7 @@ fn listen(kubeconfig: &Path, pods: usize) -> Result<()> {
 }
 
 fn client_lookups(view: &View, pods: usize) -> f64 {
-    let addresses: Vec<IpAddr> = shuffled(pods).map(pod_address).collect();
+    let addresses: Vec<IpAddr> = shuffled(pods).into_iter().map(pod_address).collect();
     let (index, now) = (view.index(), Timestamp::from(SystemTime::now()));
     rate(&addresses, |address| {
         black_box(index.resolve_client(*address, now));
@@ -250,20 +252,19 @@ fn client_lookups(view: &View, pods: usize) -> f64 {
 
 fn service_lookups(view: &View, pods: usize) -> f64 {
     let services = (pods / 20).max(1);
-    let addresses: Vec<IpAddr> = shuffled(services).map(service_address).collect();
+    let addresses: Vec<IpAddr> = shuffled(services).into_iter().map(service_address).collect();
     let (index, now) = (view.index(), Timestamp::from(SystemTime::now()));
     rate(&addresses, |address| {
         black_box(index.resolve(*address, Protocol::Tcp, 80, now));
     })
 }
 
-/// What a hash map of the same size does, with something shared to hand out.
-fn hash_map_lookups(pods: usize) -> f64 {
-    let addresses: Vec<IpAddr> = shuffled(pods).map(pod_address).collect();
-    let entries = addresses
-        .iter()
-        .map(|address| (*address, Arc::new(address.to_string())));
-    let map: HashMap<IpAddr, Arc<String>> = entries.collect();
+/// What a hash map does that has the same pods to hand out.
+fn hash_map_lookups(view: &View, pods: usize) -> f64 {
+    let addresses: Vec<IpAddr> = shuffled(pods).into_iter().map(pod_address).collect();
+    let index = view.index();
+    let entries = index.pods().map(|pod| (pod.addresses[0], Arc::clone(pod)));
+    let map: HashMap<IpAddr, Arc<Pod>> = entries.collect();
     rate(&addresses, |address| {
         black_box(map.get(address).cloned());
     })
@@ -281,17 +282,11 @@ fn rate(addresses: &[IpAddr], mut look_up: impl FnMut(&IpAddr)) -> f64 {
     done as f64 / start.elapsed().as_secs_f64()
 }
 
-/// The numbers below `count` in an order that no cache foresees.
-fn shuffled(count: usize) -> impl Iterator<Item = usize> {
-    // A step that has no divisor in common with the count reaches every number.
-    let step = (count * 61 / 100..)
-        .find(|step| gcd(*step, count) == 1)
-        .unwrap_or(1);
-    (0..count).map(move |number| number * step % count)
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// The numbers below `count` in an order that no cache foresees; the same each time.
+fn shuffled(count: usize) -> Vec<usize> {
+    let mut numbers: Vec<usize> = (0..count).collect();
+    numbers.shuffle(&mut StdRng::seed_from_u64(7));
+    numbers
 }
 
 fn status_kib(key: &str) -> Result<u64> {

@@ -2,8 +2,6 @@
 
 use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
 
-use slab::Slab;
-
 use super::Learnt;
 use crate::{
     endpoint,
@@ -11,8 +9,9 @@ use crate::{
     topology::{
         index::{Ended, HostPort, Index, Owner},
         objects::{ContainerPort, Phase, Pod},
-        pod::{PodEntry, PodId},
+        pod::{Life, PodEntry, PodId, ServiceIds},
         service::{ServiceEntry, ServiceId},
+        store::Store,
     },
 };
 
@@ -25,7 +24,7 @@ impl Index {
             .into_iter()
             .map(|pod| self.set_pod(pod, Learnt::by_list(now)))
             .collect();
-        let known = self.pods.iter_with_ids().map(|(id, _)| id);
+        let known = self.pods.iter().map(|(id, _)| id);
         let gone: Vec<PodId> = known.filter(|id| !listed.contains(id)).collect();
         for id in gone {
             self.end_pod(id, now);
@@ -37,8 +36,8 @@ impl Index {
         let id = known.unwrap_or_else(|| self.pods.next_id());
         let living = known
             .and_then(|id| self.pods.get(id))
-            .filter(|entry| entry.ended.is_none());
-        let was_finished = living.is_some_and(|entry| entry.finished);
+            .filter(|entry| !entry.has_ended());
+        let was_finished = living.is_some_and(|entry| entry.life == Life::Finished);
         let old = living.map(|entry| Held::now(entry, id)).unwrap_or_default();
         // An address that a pod gets instead of another it has since now.
         let started = if old.addresses.is_empty() {
@@ -69,11 +68,11 @@ impl Index {
     }
 
     /// The services that select a pod are now these.
-    pub(super) fn set_selecting(&mut self, id: PodId, services: &Arc<[ServiceId]>) {
+    pub(super) fn set_selecting(&mut self, id: PodId, services: &ServiceIds) {
         let Some(entry) = self.pods.get_mut(id) else {
             return;
         };
-        let old = std::mem::replace(&mut entry.services, Arc::clone(services));
+        let old = std::mem::replace(&mut entry.services, services.clone());
         if entry.is_backend() {
             count(&mut self.services, &old, &entry.ports, Backend::Leaves);
             count(&mut self.services, services, &entry.ports, Backend::Joins);
@@ -82,19 +81,19 @@ impl Index {
             services: self.common.services(names(services, &self.services)),
             ..endpoint::Pod::clone(&entry.pod)
         };
-        self.pods.set_identity(id, identity);
+        self.pods.set_identity(id, Arc::new(identity));
     }
 
     /// Stores a pod under its id, new or not, with the services that select it.
     fn set_entry(&mut self, id: PodId, mut pod: Pod) {
         self.common.share(&mut pod);
         let mut identity = pod.identity;
-        let before = self.pods.get(id).filter(|entry| entry.ended.is_none());
+        let before = self.pods.get(id).filter(|entry| !entry.has_ended());
         let same_group = before.filter(|entry| {
             entry.pod.namespace == identity.namespace && entry.pod.labels == identity.labels
         });
         let services = match same_group {
-            Some(entry) => Arc::clone(&entry.services),
+            Some(entry) => entry.services.clone(),
             None => {
                 if let Some(entry) = before
                     && let Some(namespace) = self.namespaces.get_mut(&entry.pod.namespace)
@@ -116,9 +115,10 @@ impl Index {
             },
             services,
             ports: pod.ports,
-            static_uid: pod.static_uid.map(String::into_boxed_str),
-            finished: matches!(pod.phase, Phase::Finished { .. }),
-            ended: None,
+            life: match pod.phase {
+                Phase::Finished { .. } => Life::Finished,
+                Phase::Pending | Phase::Running => Life::Living,
+            },
         };
         if let Some(before) = before.filter(|before| before.is_backend()) {
             let (services, ports) = (&before.services, &before.ports);
@@ -128,11 +128,11 @@ impl Index {
             let (services, ports) = (&entry.services, &entry.ports);
             count(&mut self.services, services, ports, Backend::Joins);
         }
-        self.pods.set(id, entry);
+        self.pods.set(id, entry, pod.static_uid);
     }
 
     fn end_pod(&mut self, id: PodId, now: Timestamp) {
-        let Some(entry) = self.pods.get_mut(id).filter(|pod| pod.ended.is_none()) else {
+        let Some(entry) = self.pods.get_mut(id).filter(|pod| !pod.has_ended()) else {
             return;
         };
         let held = Held::now(entry, id);
@@ -140,7 +140,7 @@ impl Index {
             let (services, ports) = (&entry.services, &entry.ports);
             count(&mut self.services, services, ports, Backend::Leaves);
         }
-        entry.ended = Some(now);
+        entry.life = Life::Ended(now);
         let pod = Arc::clone(&entry.pod);
         if let Some(namespace) = self.namespaces.get_mut(&pod.namespace) {
             namespace.selection.leave(id, &pod.labels);
@@ -227,7 +227,7 @@ enum Backend {
 }
 
 fn count(
-    services: &mut Slab<ServiceEntry>,
+    services: &mut Store<ServiceEntry>,
     ids: &[ServiceId],
     ports: &[ContainerPort],
     backend: Backend,
@@ -242,7 +242,7 @@ fn count(
     }
 }
 
-fn names(ids: &[ServiceId], services: &Slab<ServiceEntry>) -> Arc<[String]> {
+fn names(ids: &[ServiceId], services: &Store<ServiceEntry>) -> Arc<[String]> {
     let found = ids.iter().filter_map(|id| services.get(*id));
     found
         .map(|service| service.spec.identity.name.clone())
