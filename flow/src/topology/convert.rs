@@ -18,11 +18,7 @@ use super::{
     },
     workload::workload_of,
 };
-use crate::{
-    endpoint,
-    record::Protocol,
-    time::Timestamp,
-};
+use crate::{endpoint, record::Protocol, time::Timestamp};
 
 /// A field of an object that cannot be what it says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -342,9 +342,7 @@ fn can_answer(called: &Endpoint, server: &Endpoint) -> bool {
                         .as_ref()
                         .is_some_and(|service| service.name == called.name))
         }
-        Endpoint::Node(node) => {
-            pod.host_network && pod.node.as_deref() == Some(node.name.as_str())
-        },
+        Endpoint::Node(node) => pod.host_network && pod.node.as_deref() == Some(node.name.as_str()),
         Endpoint::Pod { .. } | Endpoint::External(_) => false,
     }
 }

@@ -169,7 +169,7 @@ async fn topology(wanted: TopologyConfig) -> Result<Option<Topology>, SourceErro
     match Topology::start(&wanted.source, wanted.options).await {
         Ok(topology) => Ok(Some(topology)),
         Err(error @ SourceError::Connect(_)) if !wanted.required => {
-            warn!(%error, "agents with --resolve local will be sent away");
+            info!(%error, "agents with --resolve local will be sent away");
             Ok(None)
         }
         Err(error) => Err(error),

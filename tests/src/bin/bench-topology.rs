@@ -252,7 +252,10 @@ fn client_lookups(view: &View, pods: usize) -> f64 {
 
 fn service_lookups(view: &View, pods: usize) -> f64 {
     let services = (pods / 20).max(1);
-    let addresses: Vec<IpAddr> = shuffled(services).into_iter().map(service_address).collect();
+    let addresses: Vec<IpAddr> = shuffled(services)
+        .into_iter()
+        .map(service_address)
+        .collect();
     let (index, now) = (view.index(), Timestamp::from(SystemTime::now()));
     rate(&addresses, |address| {
         black_box(index.resolve(*address, Protocol::Tcp, 80, now));

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent::args::Args;
+use agent::args::{Args, Resolve};
 use clap::{Command, CommandFactory as _, Parser as _};
 use flow::source::Source;
 use k8s_openapi::api::core::v1::{Container, PodTemplateSpec};
@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{Container, PodTemplateSpec};
 use crate::load::{container, load, spec};
 
 /// The command line, the image's entry point being the program.
-fn words<'a>(program: &'a str, container: &'a Container) -> Vec<&'a str> {
+pub(crate) fn words<'a>(program: &'a str, container: &'a Container) -> Vec<&'a str> {
     assert!(container.command.is_none());
     let args = container.args.iter().flatten().map(String::as_str);
     [program].into_iter().chain(args).collect()
@@ -61,18 +61,8 @@ fn the_agent_accepts_its_command_line() {
     );
     assert_eq!(args.output.generator.unwrap().to_string(), wanted);
 
-    let Source::File(file) = args.topology.source() else {
-        panic!("no file: {:?}", args.topology);
-    };
-    let volume = volume_of(template, &file);
-    let volumes = spec(template).volumes.iter().flatten();
-    let items: Vec<&str> = volumes
-        .filter(|candidate| candidate.name == volume)
-        .filter_map(|volume| volume.config_map.as_ref()?.items.as_ref())
-        .flatten()
-        .map(|item| item.path.as_str())
-        .collect();
-    assert_eq!(items, [file.file_name().unwrap()]);
+    assert_eq!(args.topology.source(), Source::Kube);
+    assert_eq!(args.resolve, Resolve::Both);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use k8s_openapi::api::{
 use serde::{Deserialize as _, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-/// All objects of the base.
+/// Objects by kind.
 #[derive(Debug, Default)]
 pub(crate) struct Manifests {
     pub(crate) namespaces: Vec<Namespace>,
@@ -52,19 +52,25 @@ pub(crate) fn files() -> BTreeSet<String> {
         .collect()
 }
 
+/// The base.
 pub(crate) fn load() -> Manifests {
     let mut all = Manifests::default();
     for file in files() {
-        let text = fs::read_to_string(deploy().join("base").join(&file)).unwrap();
-        for document in serde_yaml::Deserializer::from_str(&text) {
-            let value = Value::deserialize(document).unwrap_or_else(|e| panic!("{file}: {e}"));
-            all.push(&file, value);
-        }
+        all.read(&format!("base/{file}"));
     }
     all
 }
 
 impl Manifests {
+    /// Adds the objects of a file in the folder of the deployment.
+    pub(crate) fn read(&mut self, file: &str) {
+        let text = fs::read_to_string(deploy().join(file)).unwrap();
+        for document in serde_yaml::Deserializer::from_str(&text) {
+            let value = Value::deserialize(document).unwrap_or_else(|e| panic!("{file}: {e}"));
+            self.push(file, value);
+        }
+    }
+
     fn push(&mut self, file: &str, value: Value) {
         let text = |pointer: &str| {
             let found = value.pointer(pointer).and_then(Value::as_str);

@@ -9,4 +9,5 @@ mod command_lines;
 mod kustomization;
 mod load;
 mod references;
+mod resolve_local;
 mod rights;

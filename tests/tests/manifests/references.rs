@@ -1,25 +1,21 @@
 //! Names in one object that mean another.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
-    api::core::v1::{PodTemplateSpec, Probe},
+    api::{
+        core::v1::{PodTemplateSpec, Probe},
+        rbac::v1::{ClusterRole, ClusterRoleBinding},
+    },
     apimachinery::pkg::{
         apis::meta::v1::{LabelSelector, ObjectMeta},
         util::intstr::IntOrString,
     },
 };
 
-use crate::load::{Manifests, container, deploy, load, spec};
+use crate::load::{Manifests, container, load, spec};
 
 const NAMESPACE: &str = "microshield";
-
-/// Made by whoever deploys, with this one key; see `deploy/README.md`.
-const TOPOLOGY: &str = "microshield-topology";
-const TOPOLOGY_KEY: &str = "topology.yaml";
 
 fn name(metadata: &ObjectMeta) -> &str {
     metadata.name.as_deref().unwrap()
@@ -164,13 +160,7 @@ fn check_pod(manifests: &Manifests, template: &PodTemplateSpec) {
         if let Some(claim) = &volume.persistent_volume_claim {
             exists("PersistentVolumeClaim", &claim.claim_name);
         }
-        if let Some(map) = &volume.config_map {
-            assert_eq!(map.name, TOPOLOGY);
-            let keys = map.items.iter().flatten().map(|item| item.key.as_str());
-            assert_eq!(keys.collect::<Vec<_>>(), [TOPOLOGY_KEY]);
-            let readme = fs::read_to_string(deploy().join("README.md")).unwrap();
-            assert!(readme.contains(&format!("configmap {TOPOLOGY} --from-file={TOPOLOGY_KEY}=")));
-        }
+        assert!(volume.config_map.is_none() && volume.secret.is_none());
     }
     let container = container(template);
     let mounted = container.volume_mounts.iter().flatten();
@@ -204,6 +194,11 @@ fn the_role_is_bound_to_the_agents_account() {
     let [role] = manifests.cluster_roles.as_slice() else {
         panic!("one ClusterRole is expected");
     };
+    binds(binding, role, manifests.agent());
+}
+
+/// Asserts that a binding gives a role to the account of these pods, and to nobody else.
+pub(crate) fn binds(binding: &ClusterRoleBinding, role: &ClusterRole, template: &PodTemplateSpec) {
     let wanted = &binding.role_ref;
     assert_eq!(wanted.kind, "ClusterRole");
     assert_eq!(wanted.name, name(&role.metadata));
@@ -212,10 +207,6 @@ fn the_role_is_bound_to_the_agents_account() {
     };
     assert_eq!(subject.kind, "ServiceAccount");
     assert_eq!(subject.namespace.as_deref(), Some(NAMESPACE));
-    let agent = spec(manifests.agent());
-    assert_eq!(
-        Some(&subject.name),
-        agent.service_account_name.as_ref(),
-        "the generator has no right at all"
-    );
+    let account = &spec(template).service_account_name;
+    assert_eq!(Some(&subject.name), account.as_ref());
 }

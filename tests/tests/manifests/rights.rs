@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::PodTemplateSpec;
+use flow::source::Scope;
+use k8s_openapi::api::{core::v1::PodTemplateSpec, rbac::v1::ClusterRole};
 
 use crate::load::{container, load, spec};
 
-#[test]
-fn the_role_allows_reading_five_kinds() {
-    let manifests = load();
+/// Asserts that a role allows reading the kinds that are read, and nothing else.
+pub(crate) fn allows_reading(role: &ClusterRole, scope: &Scope) {
     let mut granted = BTreeMap::<(String, String), BTreeSet<String>>::new();
-    for rule in manifests.cluster_roles[0].rules.iter().flatten() {
+    for rule in role.rules.iter().flatten() {
         assert!(rule.non_resource_urls.is_none() && rule.resource_names.is_none());
         for group in rule.api_groups.iter().flatten() {
             for resource in rule.resources.iter().flatten() {
@@ -22,15 +22,24 @@ fn the_role_allows_reading_five_kinds() {
         }
     }
     let reading = BTreeSet::from(["get", "list", "watch"].map(str::to_owned));
-    let wanted = [
-        ("", "namespaces"),
-        ("", "nodes"),
-        ("", "pods"),
-        ("", "services"),
-        ("discovery.k8s.io", "endpointslices"),
-    ]
-    .map(|(group, resource)| ((group.to_owned(), resource.to_owned()), reading.clone()));
-    assert_eq!(granted, BTreeMap::from(wanted));
+    let wanted = scope.kinds().iter().map(|kind| {
+        let key = (kind.group().to_owned(), kind.resource().to_owned());
+        (key, reading.clone())
+    });
+    assert_eq!(granted, wanted.collect());
+}
+
+#[test]
+fn agents_may_read_what_names_both_ends() {
+    allows_reading(&load().cluster_roles[0], &Scope::BothEnds);
+}
+
+#[test]
+fn only_the_agents_are_given_a_token() {
+    let manifests = load();
+    let token = |template| spec(template).automount_service_account_token;
+    assert_eq!(token(manifests.agent()), Some(true));
+    assert_eq!(token(manifests.generator()), Some(false));
 }
 
 #[test]
@@ -38,7 +47,6 @@ fn both_containers_are_locked_down() {
     let manifests = load();
     let capabilities = |template: &PodTemplateSpec| {
         let pod = spec(template);
-        assert_eq!(pod.automount_service_account_token, Some(false));
         assert_eq!(pod.enable_service_links, Some(false));
         assert_eq!(pod.host_network, None);
         assert_eq!(pod.host_ipc, None);

@@ -26,7 +26,8 @@ use super::{
     trouble::{Trouble, Verb},
 };
 use crate::topology::{
-    Change, Common, EndpointSlice, FieldError, Namespace, Node, Object, ObjectKey, Objects, Pod, Service,
+    Change, Common, EndpointSlice, FieldError, Namespace, Node, Object, ObjectKey, Objects, Pod,
+    Service,
 };
 
 /// The longest text of one object, in bytes. etcd takes no more than 1.5 MiB, an API server three.
@@ -66,11 +67,7 @@ pub(super) struct Listed {
 }
 
 /// Reads a page of a list; its objects are added to `listed`, which comes back.
-pub(super) fn page(
-    kind: Kind,
-    text: impl Read,
-    listed: Listed,
-) -> Result<(Page, Listed), Trouble> {
+pub(super) fn page(kind: Kind, text: impl Read, listed: Listed) -> Result<(Page, Listed), Trouble> {
     let allowance = Rc::new(Cell::new(MAX_OBJECT_BYTES));
     let text = Metered {
         inner: text,

@@ -363,8 +363,7 @@ fn a_selector_that_does_not_select_the_pod_is_not_used() {
 #[test]
 fn granularities_decide_which_pods_share_a_policy() {
     let mut frontend = pod("shop", "web", "node-1");
-    Arc::make_mut(&mut frontend.labels)
-        .insert("track".to_owned(), "canary".to_owned());
+    Arc::make_mut(&mut frontend.labels).insert("track".to_owned(), "canary".to_owned());
     frontend.workload = Some(Arc::new(Workload {
         kind: "Deployment".to_owned(),
         name: "web-canary".to_owned(),
