@@ -22,6 +22,8 @@ pub struct Agent {
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     node: String,
+    /// Else the lab's file.
+    topology: Option<String>,
     args: Vec<String>,
     hidden: Option<&'static str>,
 }
@@ -65,6 +67,7 @@ impl AgentOptions {
     pub fn stdout(node: &str) -> Self {
         Self {
             node: node.to_owned(),
+            topology: None,
             args: vec!["--stdout".into()],
             hidden: None,
         }
@@ -75,6 +78,7 @@ impl AgentOptions {
     pub fn streaming(node: &str, generator: &Generator) -> Self {
         Self {
             node: node.to_owned(),
+            topology: None,
             args: vec!["--generator".into(), generator.agents_url()],
             hidden: None,
         }
@@ -91,6 +95,13 @@ impl AgentOptions {
                 Hooks::Classic | Hooks::ClassicWithoutTypes => "classic",
             },
         )
+    }
+
+    /// Has it learn the cluster's objects from the API server of this kubeconfig.
+    #[must_use]
+    pub fn kube(mut self, kubeconfig: &Path) -> Self {
+        self.topology = Some("kube".to_owned());
+        self.arg("--kubeconfig", &kubeconfig.display().to_string())
     }
 
     /// Adds an argument and its value.
@@ -121,11 +132,13 @@ impl Agent {
     pub fn spawn(lab: &Lab, options: &AgentOptions) -> Result<Self> {
         let root = lab.cgroup_root(&options.node);
         std::fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
+        let topology = options.topology.clone();
+        let topology = topology.unwrap_or_else(|| format!("file={}", lab.topology().display()));
         let args = [
             "--node-name".to_owned(),
             options.node.clone(),
             "--topology".to_owned(),
-            format!("file={}", lab.topology().display()),
+            topology,
             "--cgroup-root".to_owned(),
             root.display().to_string(),
         ];

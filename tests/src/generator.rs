@@ -37,6 +37,15 @@ impl GeneratorOptions {
         self.args.extend(args.map(str::to_owned));
         self
     }
+
+    /// Has it learn the cluster's objects from the API server of this kubeconfig.
+    #[must_use]
+    pub fn kube(mut self, kubeconfig: &Path) -> Self {
+        let kubeconfig = kubeconfig.display().to_string();
+        let args = ["--topology", "kube", "--kubeconfig", &kubeconfig];
+        self.args.extend(args.map(str::to_owned));
+        self
+    }
 }
 
 impl Generator {

@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use crate::{
     ebpf,
-    proc::{self, Unmet, line, target_dir},
+    proc::{self, Unmet, cargo, line, target_dir},
     setup::{self, Scope},
 };
 
@@ -20,14 +20,33 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Memory, seconds, lookups and traffic that it takes to know a cluster of 1,000, 10,000 and 100,000 pods.
+    Topology {
+        /// Passed on, such as `--pods 5000,20000 --changes 100 --json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 /// Builds what is measured, and becomes the program that measures.
 ///
 /// # Errors
-/// [`Unmet`] without root, before anything is built.
+/// [`Unmet`] without root where it is needed, before anything is built.
 pub(crate) fn run(bench: &Bench) -> Result<()> {
-    let Bench::Capture { args } = bench;
+    match bench {
+        Bench::Capture { args } => capture(args),
+        Bench::Topology { args } => {
+            proc::run(
+                cargo()
+                    .args(["build", "--release", "-p", "tests"])
+                    .args(["--bin", "bench-topology"]),
+            )?;
+            become_program("bench-topology", args)
+        }
+    }
+}
+
+fn capture(args: &[String]) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!(Unmet(
             "the benchmark needs root: it makes network namespaces and loads kernel programs"
@@ -37,7 +56,12 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     setup::run(Scope::Everything)?;
     ebpf::build()?;
     proc::build_release()?;
-    let mut bench = Command::new(target_dir().join("release/bench-capture"));
+    become_program("bench-capture", args)
+}
+
+/// An interrupt then reaches the program that has to clean up, and nothing waits above it.
+fn become_program(name: &str, args: &[String]) -> Result<()> {
+    let mut bench = Command::new(target_dir().join("release").join(name));
     bench.args(args);
     let error = bench.exec();
     Err(error).with_context(|| line(&bench))

@@ -133,10 +133,6 @@ impl Object {
 
 /// What happened to an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a change is taken apart at once, and nearly all are upserts"
-)]
 pub enum Change {
     /// It was made, or is now this.
     Upsert(Object),

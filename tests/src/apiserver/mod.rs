@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -171,6 +172,25 @@ impl ApiServer {
         let mut state = self.state();
         let event = state.store.put(resource, object);
         state.tell(resource, &event);
+    }
+
+    /// The same for the objects of a list of any kinds, as kubectl prints it.
+    ///
+    /// # Errors
+    /// If it is no such list, or has objects of a kind that nobody here asks for.
+    pub fn put_all(&self, list: &Value) -> Result<()> {
+        for object in list["items"].as_array().context("no items")? {
+            let resource = match object["kind"].as_str() {
+                Some("Pod") => "pods",
+                Some("Service") => "services",
+                Some("EndpointSlice") => "endpointslices",
+                Some("Node") => "nodes",
+                Some("Namespace") => "namespaces",
+                other => bail!("a {other:?}"),
+            };
+            self.put(resource, object.clone());
+        }
+        Ok(())
     }
 
     /// Deletes an object; says whether it was there.

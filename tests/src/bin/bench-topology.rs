@@ -13,14 +13,13 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
-    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use flow::{
-    endpoint::Pod,
+    endpoint::Endpoint,
     record::Protocol,
     source::{Access, Options, Pace, Scope, Source, Topology, View},
     time::Timestamp,
@@ -262,12 +261,13 @@ fn service_lookups(view: &View, pods: usize) -> f64 {
     })
 }
 
-/// What a hash map does that has the same pods to hand out.
+/// What a hash map does that has the same answers ready.
 fn hash_map_lookups(view: &View, pods: usize) -> f64 {
     let addresses: Vec<IpAddr> = shuffled(pods).into_iter().map(pod_address).collect();
-    let index = view.index();
-    let entries = index.pods().map(|pod| (pod.addresses[0], Arc::clone(pod)));
-    let map: HashMap<IpAddr, Arc<Pod>> = entries.collect();
+    let (index, now) = (view.index(), Timestamp::from(SystemTime::now()));
+    let answers = (0..pods).map(pod_address);
+    let answers = answers.map(|address| (address, index.resolve_client(address, now)));
+    let map: HashMap<IpAddr, Endpoint> = answers.collect();
     rate(&addresses, |address| {
         black_box(map.get(address).cloned());
     })

@@ -1,11 +1,15 @@
 //! Who is where: every connection is seen once from each side, and joined to one edge.
 
-use std::net::IpAddr;
+use std::{fs, net::IpAddr, path::PathBuf};
 
 use anyhow::{Result, ensure};
 use flow::record::Direction::{Egress, Ingress};
 use generator::ledger::Ledger;
-use lab::{Agent, AgentOptions, Cluster, Hooks, Lab, truth::Edge};
+use lab::{
+    Agent, AgentOptions, Cluster, Generator, GeneratorOptions, Hooks, Lab, apiserver::ApiServer,
+    truth::Edge,
+};
+use tokio::runtime::Runtime;
 
 use crate::{HOOKS, Test, expect};
 
@@ -14,14 +18,38 @@ pub(crate) fn tests() -> Vec<Test> {
     for hooks in HOOKS {
         tests.push(Test::new(
             format!("pairs::each_edge_once_from_each_side[{hooks}]"),
-            move || each_edge_once_from_each_side(hooks),
+            move || each_edge_once_from_each_side(hooks, Names::File),
         ));
         tests.push(Test::new(
             format!("pairs::masqueraded_pods_of_the_node_s_network[{hooks}]"),
             move || masqueraded_pods_of_the_node_s_network(hooks),
         ));
     }
+    // Names do not depend on the hooks.
+    for (names, title) in [
+        (Names::Api, "the API"),
+        (
+            Names::ApiAndGenerator,
+            "the API, the other end by the generator",
+        ),
+    ] {
+        tests.push(Test::new(
+            format!("pairs::each_edge_once_from_each_side[names from {title}]"),
+            move || each_edge_once_from_each_side(Hooks::Btf, names),
+        ));
+    }
     tests
+}
+
+/// Where names come from. They are the same each time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Names {
+    /// The lab's file.
+    File,
+    /// An API server that has what is in the file.
+    Api,
+    /// The same, but agents ask for no more than their own node and its pods.
+    ApiAndGenerator,
 }
 
 /// A way to reach a server, and how either side names the other.
@@ -92,11 +120,26 @@ const CASES: [Case; 6] = [
     },
 ];
 
-fn each_edge_once_from_each_side(hooks: Hooks) -> Result<()> {
+fn each_edge_once_from_each_side(hooks: Hooks, names: Names) -> Result<()> {
     let lab = Lab::start(cluster())?;
+    let api = Api::start(&lab)?;
+    let generator = (names == Names::ApiAndGenerator)
+        .then(|| Generator::start(&lab, &GeneratorOptions::default().kube(&api.kubeconfig)))
+        .transpose()?;
     let _server = lab.pod("shop/web")?.serve(["--tcp", "8080,9090"])?;
-    let agents = ["node-1", "node-2"]
-        .map(|node| Agent::start(&lab, &AgentOptions::stdout(node).hooks(hooks)));
+    let mut agents = Vec::new();
+    for node in ["node-1", "node-2"] {
+        let options = match &generator {
+            None => AgentOptions::stdout(node),
+            Some(generator) => AgentOptions::streaming(node, generator).arg("--resolve", "local"),
+        };
+        let options = match names {
+            Names::File => options,
+            Names::Api | Names::ApiAndGenerator => options.kube(&api.kubeconfig),
+        };
+        agents.push(Agent::start(&lab, &options.hooks(hooks))?);
+    }
+    // Agents wait up to five seconds before they ask the API: what they see until then waits for its names.
     let mut wanted = Vec::new();
     for case in &CASES {
         let place = match case.client.strip_prefix("node ") {
@@ -108,8 +151,16 @@ fn each_edge_once_from_each_side(hooks: Hooks) -> Result<()> {
         wanted.push((Edge::new(Ingress, case.caller, case.server), case.count));
     }
     let mut captures = Vec::new();
-    for agent in agents {
-        captures.push(agent?.stop()?);
+    for mut agent in agents {
+        if names != Names::File {
+            let is_known = |line: &str| line.contains("the cluster's objects are known");
+            agent.process().wait_stderr(is_known)?;
+        }
+        captures.push(agent.stop()?);
+    }
+    if let Some(mut generator) = generator {
+        generator.stop()?;
+        captures[0].records = generator.export()?;
     }
     expect(&captures, wanted.into_iter().collect())?;
 
@@ -137,6 +188,28 @@ fn each_edge_once_from_each_side(hooks: Hooks) -> Result<()> {
     once.sort();
     ensure!(joined == once, "joined: {joined:#?}\nreally: {once:#?}");
     Ok(())
+}
+
+/// An API server that has the lab's objects.
+struct Api {
+    kubeconfig: PathBuf,
+    _server: ApiServer,
+    _runtime: Runtime,
+}
+
+impl Api {
+    fn start(lab: &Lab) -> Result<Self> {
+        let runtime = Runtime::new()?;
+        let server = runtime.block_on(ApiServer::start())?;
+        server.put_all(&serde_yaml::from_str(&fs::read_to_string(lab.topology())?)?)?;
+        let kubeconfig = lab.folder().join("kubeconfig");
+        server.write_kubeconfig(&kubeconfig, None)?;
+        Ok(Self {
+            kubeconfig,
+            _server: server,
+            _runtime: runtime,
+        })
+    }
 }
 
 /// Two pods in their nodes' networks call a service, one from its backend's node and one from the other. The server sees
