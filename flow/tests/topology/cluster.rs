@@ -315,6 +315,44 @@ status:
 }
 
 #[test]
+fn an_api_server_outside_of_the_cluster_is_known_as_such() {
+    let mut index = Index::default();
+    let objects = objects(
+        "
+apiVersion: v1
+kind: Service
+metadata: {name: kubernetes, namespace: default}
+spec: {clusterIP: 10.96.0.1, ports: [{name: https, port: 443, targetPort: 6443}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}}
+addressType: IPv4
+endpoints: [{addresses: [172.31.0.5]}, {addresses: [192.168.0.1]}]
+ports: [{name: https, port: 6443}]
+---
+apiVersion: v1
+kind: Node
+metadata: {name: node-1}
+status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}
+",
+    );
+    index.replace(objects, at(1.0));
+    let api = "service default/kubernetes";
+    for (address, port, expected) in [
+        ("10.96.0.1", 443, format!("{api}:6443")),
+        ("172.31.0.5", 6443, format!("{api}:6443")),
+        // Seen by its node's agent, too: that names the node.
+        ("192.168.0.1", 6443, "node node-1:6443".to_owned()),
+        ("172.31.0.6", 6443, "172.31.0.6:6443".to_owned()),
+    ] {
+        assert_eq!(call(&index, address, port), expected);
+    }
+    // It calls webhooks.
+    assert_eq!(holder(&index, "172.31.0.5", 1.0), api);
+}
+
+#[test]
 fn the_mirror_of_a_static_pod_is_found_by_the_uid_in_its_cgroup() {
     let mut index = Index::default();
     index.replace(

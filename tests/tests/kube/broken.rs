@@ -10,14 +10,14 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use flow::source::{Kind, Knowledge};
+use flow::source::{Kind, Knowledge, Options, Pace, Scope, Source, Topology};
 use lab::apiserver::{End, Reply, Verb};
 use libtest_mimic::Trial;
 
 use crate::{
     objects::{pod, service},
     test,
-    world::{World, ensure_asked, name_at, name_of, now, server_at},
+    world::{PACE, World, ensure_asked, name_at, name_of, now, server_at},
 };
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -45,6 +45,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             "broken::an_api_server_that_is_away_at_first",
             an_api_server_that_is_away_at_first,
         ),
+        test("broken::a_slow_api_server", a_slow_api_server),
         test("broken::a_silent_watch", a_silent_watch),
         test("broken::a_list_that_breaks_off", a_list_that_breaks_off),
         test("broken::nonsense", nonsense),
@@ -323,6 +324,33 @@ async fn an_api_server_that_is_away_at_first() -> Result<()> {
         .await?;
     ensure!(!topology.view().is_ready());
     world.server.come_back().await?;
+    world.ready(topology.view()).await?;
+    ensure!(name_of(topology.view(), "10.0.1.1") == "shop/front-1");
+    Ok(())
+}
+
+async fn a_slow_api_server() -> Result<()> {
+    let world = World::shop().await?;
+    let impatient = Options {
+        pace: Pace {
+            response: Duration::from_millis(200),
+            ..PACE
+        },
+        ..world.options(Scope::Everything)?
+    };
+    world.server.set_delay(Duration::from_secs(1));
+    let topology = Topology::start(&Source::Kube, impatient).await?;
+    // Once is nothing to speak of.
+    world
+        .wait_for("it is said", || {
+            let said = world
+                .log
+                .lines(&["WARN", "has been silent for", "kind=pods"]);
+            !said.is_empty()
+        })
+        .await?;
+    ensure!(world.server.asked_of("pods").len() >= 2 && !topology.view().is_ready());
+    world.server.set_delay(Duration::from_millis(20));
     world.ready(topology.view()).await?;
     ensure!(name_of(topology.view(), "10.0.1.1") == "shop/front-1");
     Ok(())

@@ -55,6 +55,8 @@ pub(super) struct Follower {
     refused: Option<(Verb, u32)>,
     /// When the API server last said something about this kind.
     heard: Timestamp,
+    /// Failures since a watch last said something.
+    failures: u32,
     /// What was last complained about. The same is not said twice.
     complaint: Option<Discriminant<Trouble>>,
 }
@@ -85,6 +87,7 @@ impl Follower {
             backoff: Backoff::default(),
             refused: None,
             heard: Timestamp::default(),
+            failures: 0,
             complaint: None,
         }
     }
@@ -187,14 +190,19 @@ impl Follower {
             self.next = Step::Watch(version);
             self.heard = now();
             said_something = true;
-            self.backoff.reset();
+            self.succeeded();
         }
         if said_something || began.elapsed() > SHORTEST_WATCH {
-            self.backoff.reset();
+            self.succeeded();
             Ok(())
         } else {
             Err(Trouble::Fruitless)
         }
+    }
+
+    fn succeeded(&mut self) {
+        self.backoff.reset();
+        self.failures = 0;
     }
 
     async fn open(
@@ -240,6 +248,7 @@ impl Follower {
         };
         let known = self.shared.knowledge(self.kind);
         let refusals = self.count_refusal(verb, trouble);
+        self.failures = self.failures.saturating_add(1);
         match known {
             Knowledge::Current => {
                 let since = self.heard;
@@ -285,7 +294,7 @@ impl Follower {
     fn complain(&mut self, trouble: &Trouble, known: Knowledge, retry_in: Duration) {
         let kind = self.kind;
         let new = self.complaint != Some(discriminant(trouble));
-        if !new || trouble.is_ordinary() {
+        if !new || (trouble.is_ordinary() && self.failures == 1) {
             tracing::debug!(%kind, %trouble, ?retry_in, "no answer of use");
             return;
         }
