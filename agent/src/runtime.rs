@@ -29,9 +29,9 @@ use crate::{
 /// collector waits and the kernel's map goes on counting, so that nothing is lost until it is full.
 const REPORTS: usize = 4;
 
-/// The first request of each kind goes to the API server at a time drawn from this span: a DaemonSet's agents start
-/// together, and a thousand lists of all pods at once would be a heavy load. What is captured meanwhile waits.
-const START_JITTER: Duration = Duration::from_secs(5);
+/// Lists are asked for at a time drawn from this span: a DaemonSet's agents start together, and a thousand lists of all pods
+/// at once would be a heavy load. What is captured meanwhile waits.
+const JITTER: Duration = Duration::from_secs(5);
 
 /// What ended the run without success, and the exit code for it.
 #[derive(Debug)]
@@ -163,7 +163,7 @@ async fn topology(
             Resolve::Both => Scope::BothEnds,
             Resolve::Local => Scope::OneNode(node.to_owned()),
         },
-        start_jitter: START_JITTER,
+        jitter: JITTER,
         pace: Pace::default(),
     };
     Topology::start(&args.source(), options)

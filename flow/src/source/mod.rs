@@ -65,9 +65,9 @@ pub struct Options {
     pub access: Access,
     /// Which objects are of use.
     pub scope: Scope,
-    /// The first request of each kind is made at a time drawn from this span, so that programs that are started at once
-    /// in a whole cluster do not ask in step.
-    pub start_jitter: Duration,
+    /// Lists are asked for at a time drawn from this span, so that programs that are started at once in a whole cluster, or
+    /// lose their watches at once, do not ask in step.
+    pub jitter: Duration,
     /// How patient to be with the API server.
     pub pace: Pace,
 }

@@ -99,6 +99,11 @@ pub fn fingerprint(path: &Path) -> io::Result<Fingerprint> {
 /// # Errors
 /// If it cannot be read or is no list of Kubernetes objects. Single malformed objects are warnings.
 pub fn load(path: &Path) -> Result<Loaded, FileError> {
+    parse(path, &read(path)?)
+}
+
+/// The text of a file.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     let io_error = |source| FileError::Io {
         path: path.to_owned(),
         source,
@@ -113,7 +118,7 @@ pub fn load(path: &Path) -> Result<Loaded, FileError> {
             path: path.to_owned(),
         });
     }
-    parse(path, &text)
+    Ok(text)
 }
 
 /// Reads the text of a file; `path` is only for messages.

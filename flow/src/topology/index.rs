@@ -118,7 +118,7 @@ pub(super) enum Ended {
     Pod(PodId),
 }
 
-/// How many living objects of each kind the index holds.
+/// How many objects of each kind there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Namespaces.
@@ -149,6 +149,19 @@ impl Index {
             counts.endpoint_slices += namespace.slices.len();
         }
         counts
+    }
+
+    /// How many objects take memory: those that have ended and are not forgotten yet, too.
+    #[must_use]
+    pub fn held(&self) -> Counts {
+        let slices = self.namespaces.values().map(|entry| entry.slices.len());
+        Counts {
+            namespaces: self.namespaces.len(),
+            nodes: self.nodes.len(),
+            services: self.services.len(),
+            endpoint_slices: slices.sum(),
+            pods: self.pods.len(),
+        }
     }
 
     /// All living pods, those that have finished included, in no particular order.

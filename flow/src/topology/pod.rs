@@ -116,6 +116,10 @@ impl Pods {
         self.entries.iter()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// The number that the next new pod gets.
     pub(super) fn next_id(&self) -> PodId {
         self.entries.next_id()

@@ -7,8 +7,6 @@ mod document;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs::File,
-    io::Read,
     net::IpAddr,
     path::Path,
     sync::Arc,
@@ -16,7 +14,7 @@ use std::{
 
 use self::document::{Node as ReportNode, Report};
 use super::{
-    file::{FileError, Loaded, MAX_FILE_BYTES, MAX_WARNINGS},
+    file::{self, FileError, Loaded, MAX_WARNINGS},
     objects::{Namespace, Node, Objects, Phase, Pod, Service, ServicePort, TargetPort},
 };
 use crate::{
@@ -33,21 +31,7 @@ const LABEL_PREFIX: &str = "kubernetes_labels_";
 /// # Errors
 /// If it cannot be read or is no report. Nodes of the report that say too little are warnings.
 pub fn load(path: &Path) -> Result<Loaded, FileError> {
-    let io_error = |source| FileError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let file = File::open(path).map_err(io_error)?;
-    let mut text = Vec::new();
-    file.take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut text)
-        .map_err(io_error)?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(FileError::TooLarge {
-            path: path.to_owned(),
-        });
-    }
-    parse(path, &text)
+    parse(path, &file::read(path)?)
 }
 
 /// Reads the text of a report; `path` is only for messages.

@@ -41,6 +41,10 @@ impl<T> Store<T> {
         self.0.try_remove(id as usize)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
         self.0.iter().map(|(id, thing)| (id as Id, thing))
     }

@@ -89,7 +89,7 @@ impl Args {
                 },
                 scope: Scope::Everything,
                 // There is one generator.
-                start_jitter: Duration::ZERO,
+                jitter: Duration::ZERO,
                 pace: Pace::default(),
             },
             required: self.topology.is_some(),

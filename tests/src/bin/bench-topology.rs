@@ -208,7 +208,7 @@ fn listen(kubeconfig: &Path, pods: usize) -> Result<()> {
                 context: None,
             },
             scope: Scope::Everything,
-            start_jitter: Duration::ZERO,
+            jitter: Duration::ZERO,
             pace: Pace::default(),
         };
         let topology = Topology::start(&Source::Kube, options).await?;

@@ -114,7 +114,7 @@ async fn many_at_once() -> Result<()> {
     const JITTER: Duration = Duration::from_secs(2);
     let world = World::shop().await?;
     let options = Options {
-        start_jitter: JITTER,
+        jitter: JITTER,
         ..world.options(Scope::BothEnds)?
     };
     let start = Instant::now();
@@ -157,5 +157,27 @@ async fn many_at_once() -> Result<()> {
         .count();
     ensure!(again.iter().all(|asked| asked.verb == Verb::Watch));
     ensure!(at_once < AGENTS / 2, "{at_once} came back at once");
+
+    // What the server has forgotten has to be listed anew.
+    let known = world.server.asked().len();
+    let forgotten = Instant::now();
+    world.server.break_watches();
+    world
+        .server
+        .put("pods", pod("back-1", "node-1", "10.0.1.9"));
+    world.server.forget();
+    let lists = || {
+        let mut asked = world.server.asked().split_off(known);
+        asked.retain(|asked| asked.resource == "pods" && asked.verb == Verb::List);
+        asked
+    };
+    world
+        .wait_for("all list again", || lists().len() == AGENTS)
+        .await?;
+    let early = lists()
+        .iter()
+        .filter(|asked| asked.at - forgotten < JITTER / 2)
+        .count();
+    ensure!(early < AGENTS * 3 / 4, "{early} lists in the first half");
     Ok(())
 }

@@ -76,7 +76,7 @@ async fn listen(access: Access, scope: Scope) -> Result<Topology> {
     let options = Options {
         access,
         scope,
-        start_jitter: Duration::ZERO,
+        jitter: Duration::ZERO,
         pace: PACE,
     };
     let topology = Topology::start(&Source::Kube, options).await?;

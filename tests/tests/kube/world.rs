@@ -78,7 +78,7 @@ impl World {
                 context: None,
             },
             scope,
-            start_jitter: Duration::ZERO,
+            jitter: Duration::ZERO,
             pace: PACE,
         })
     }

@@ -21,7 +21,7 @@ use super::{
     kind::Kind,
     lines::Lines,
     list::{self, Freshness},
-    parse::{self, Event, Listed, MAX_OBJECT_BYTES},
+    parse::{self, Event, Listed, MAX_OBJECT_BYTES, MAX_OBJECTS},
     trouble::{Trouble, Verb},
 };
 use crate::{backoff::Backoff, time::Timestamp};
@@ -94,7 +94,7 @@ impl Follower {
 
     /// Never ends.
     pub(super) async fn run(mut self) {
-        let wait = rand::rng().random_range(Duration::ZERO..=self.options.start_jitter);
+        let wait = rand::rng().random_range(Duration::ZERO..=self.options.jitter);
         sleep(wait).await;
         loop {
             if AssertUnwindSafe(self.follow())
@@ -119,7 +119,7 @@ impl Follower {
             if let Err(trouble) = done {
                 let wait = self.digest(&trouble);
                 sleep(wait).await;
-                if trouble.may_be_the_configuration() {
+                if trouble.may_be_the_client() {
                     self.renew_client().await;
                 }
             }
@@ -178,7 +178,11 @@ impl Follower {
             };
             let version = match parse::event(self.kind, &line)? {
                 Event::Change { change, version } => {
-                    self.shared.write().apply(*change, now());
+                    let mut index = self.shared.write();
+                    index.apply(*change, now());
+                    if self.kind.held(&index) > MAX_OBJECTS {
+                        return Err(Trouble::TooMany(MAX_OBJECTS));
+                    }
                     version
                 }
                 Event::Bookmark { version } => {
@@ -263,6 +267,11 @@ impl Follower {
         self.next = self.next.after(trouble);
 
         let random = &mut rand::rng();
+        // What makes one watch start anew may do so to all agents' watches, and lists are what they must not ask for in step.
+        let spread = match (verb, &self.next) {
+            (Verb::Watch, Step::List(_)) => self.options.jitter,
+            _ => Duration::ZERO,
+        };
         let wait = if refusals >= REFUSALS {
             let refused = self.options.pace.refused;
             random.random_range(refused / 2..=refused)
@@ -272,7 +281,7 @@ impl Follower {
                 _ => Duration::ZERO,
             };
             let asked = asked.min(LONGEST_RETRY_AFTER);
-            self.backoff.next(random) + asked
+            self.backoff.next(random) + asked + random.random_range(Duration::ZERO..=spread)
         };
         self.complain(trouble, known, wait);
         wait
@@ -330,6 +339,7 @@ impl Step {
                 Trouble::Expired(_)
                 | Trouble::Forbidden { .. }
                 | Trouble::Unserved
+                | Trouble::TooMany(_)
                 | Trouble::Malformed(_),
             ) => Self::List(Freshness::NotOlderThan(version.clone())),
             (Self::Watch(_), _) => self.clone(),

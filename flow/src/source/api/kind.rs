@@ -89,6 +89,18 @@ impl Kind {
         }
     }
 
+    /// How many objects of this kind an index holds.
+    pub(super) fn held(self, index: &Index) -> usize {
+        let held = index.held();
+        match self {
+            Self::Pods => held.pods,
+            Self::Services => held.services,
+            Self::EndpointSlices => held.endpoint_slices,
+            Self::Nodes => held.nodes,
+            Self::Namespaces => held.namespaces,
+        }
+    }
+
     /// The objects of this kind are now those among `objects`.
     pub(super) fn replace(self, index: &mut Index, objects: Objects, now: Timestamp) {
         match self {

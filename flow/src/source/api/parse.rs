@@ -17,7 +17,7 @@ use k8s_openapi::{
 use kube::core::Status;
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{self, DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -32,6 +32,9 @@ use crate::topology::{
 
 /// The longest text of one object, in bytes. etcd takes no more than 1.5 MiB, an API server three.
 pub(super) const MAX_OBJECT_BYTES: usize = 8 << 20;
+
+/// The most objects of one kind, about ten times what the largest clusters have.
+pub(super) const MAX_OBJECTS: usize = 2_000_000;
 
 /// Size of the buffer in front of the parser, in bytes.
 const BUFFER: usize = 64 << 10;
@@ -60,10 +63,12 @@ pub(super) enum Event {
 }
 
 /// What the pages of a list have brought so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Listed {
     pub(super) objects: Objects,
     common: Common,
+    /// How many objects there may be.
+    most: usize,
 }
 
 /// Reads a page of a list; its objects are added to `listed`, which comes back.
@@ -205,6 +210,16 @@ fn warn(kind: Kind, id: &Id, error: &ObjectError) {
     tracing::warn!(%kind, namespace, name, error = error.0, "an object is malformed and left out");
 }
 
+impl Default for Listed {
+    fn default() -> Self {
+        Self {
+            objects: Objects::default(),
+            common: Common::default(),
+            most: MAX_OBJECTS,
+        }
+    }
+}
+
 impl Listed {
     fn push(&mut self, mut object: Object) {
         if let Object::Pod(pod) = &mut object {
@@ -294,6 +309,10 @@ impl<'de> Visitor<'de> for Items<'_> {
 
     fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<(), S::Error> {
         while let Some(text) = items.next_element::<Box<RawValue>>()? {
+            let listed = &self.0.listed;
+            if listed.objects.len() >= listed.most {
+                return Err(de::Error::custom(Trouble::TooMany(listed.most)));
+            }
             self.0.take(text.get());
         }
         Ok(())
@@ -376,6 +395,21 @@ mod tests {
         let many = vec![NODE; 2 * MAX_OBJECT_BYTES / NODE.len()].join(",");
         let (_, names) = nodes(&format!(r#"{{"items": [{many}]}}"#)).unwrap();
         assert!(names.len() * NODE.len() > MAX_OBJECT_BYTES);
+    }
+
+    #[test]
+    fn too_many_objects_end_the_list() {
+        let read = |most| {
+            let listed = Listed {
+                most,
+                ..Listed::default()
+            };
+            let text = format!(r#"{{"items": [{NODE}, {NODE}, {NODE}]}}"#);
+            page(Kind::Nodes, text.as_bytes(), listed)
+        };
+        assert_eq!(read(3).unwrap().1.objects.len(), 3);
+        let error = read(2).unwrap_err().to_string();
+        assert!(error.contains("more than 2 objects"), "{error}");
     }
 
     fn check(line: &str, expected: &str) {

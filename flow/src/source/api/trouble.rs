@@ -55,6 +55,9 @@ pub(super) enum Trouble {
     /// A watch ended before it had said anything.
     #[error("the API server ended the watch at once")]
     Fruitless,
+    /// More objects than this program has memory for.
+    #[error("more than {0} objects")]
+    TooMany(usize),
     /// That was no API server.
     #[error("not what an API server says: {0}")]
     Malformed(String),
@@ -99,9 +102,13 @@ impl Trouble {
         matches!(self, Self::Forbidden { .. } | Self::Unserved)
     }
 
-    /// Whether what we know of the API server, or of our own credentials, may be out of date.
-    pub(super) fn may_be_the_configuration(&self) -> bool {
-        matches!(self, Self::Unauthorized(_) | Self::Unreachable(_))
+    /// Whether another client may do better: with the credentials and the address that are right by now, over a connection
+    /// that is not dead.
+    pub(super) fn may_be_the_client(&self) -> bool {
+        matches!(
+            self,
+            Self::Unauthorized(_) | Self::Unreachable(_) | Self::Silent(_)
+        )
     }
 
     /// Whether it is part of the daily life of a connection: worth a word only if the next attempt fails, too.
