@@ -77,7 +77,7 @@ impl Index {
     /// 3. a cluster address and a port that the service does not have: the service and that port;
     /// 4. a node's address, or one in its pod ranges that is no pod's: the service whose node port it is, else the pod to
     ///    which the node forwards the port, else the node, with that address among its own;
-    /// 5. an endpoint of `default/kubernetes`: that service, which is the API server where it is on no node;
+    /// 5. an endpoint of `default/kubernetes` and its port: that service, which is the API server where it is on no node;
     /// 6. any other address: external.
     #[must_use]
     pub fn resolve(&self, address: IpAddr, protocol: Protocol, port: u16, at: Timestamp) -> Server {
@@ -106,7 +106,7 @@ impl Index {
         if let Some(id) = self.node_at(spans, address, at) {
             return self.called_node(id, address, protocol, port, at);
         }
-        Server::direct(self.outside(address, at), port)
+        Server::direct(self.outside(address, Some((protocol, port)), at), port)
     }
 
     /// Whom a server saw at `at` at the other end: a pod, a node (also for an address in its pod ranges that is no pod's,
@@ -122,24 +122,26 @@ impl Index {
         }
         match self.node_at(spans, address, at) {
             Some(id) => self.node_endpoint(id, address),
-            None => self.outside(address, at),
+            None => self.outside(address, None, at),
         }
     }
 
-    /// An address that is no pod's and no node's.
-    fn outside(&self, address: IpAddr, at: Timestamp) -> Endpoint {
-        match self.api_server(at) {
-            Some(service) if service.backends.contains(&address) => {
-                Endpoint::Service(Arc::clone(service))
-            }
-            _ => Endpoint::External(address),
+    /// An address that is no pod's and no node's; `called` is the port if it is the server's.
+    fn outside(&self, address: IpAddr, called: Option<(Protocol, u16)>, at: Timestamp) -> Endpoint {
+        let api_server = self.api_server().filter(|service| {
+            service.service(at).backends.contains(&address)
+                && called.is_none_or(|(protocol, port)| service.leads_to(&[], protocol, port))
+        });
+        match api_server {
+            Some(service) => Endpoint::Service(Arc::clone(service.service(at))),
+            None => Endpoint::External(address),
         }
     }
 
     /// The service that every API server makes and keeps the endpoints of: its own addresses and those of its peers.
-    fn api_server(&self, at: Timestamp) -> Option<&Arc<endpoint::Service>> {
+    fn api_server(&self) -> Option<&ServiceEntry> {
         let id = self.namespaces.get("default")?.services.get("kubernetes")?;
-        Some(self.services.get(*id)?.service(at))
+        self.services.get(*id)
     }
 
     fn endpoint_of(&self, entry: &PodEntry, protocol: Protocol, port: Option<u16>) -> Endpoint {

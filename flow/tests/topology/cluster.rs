@@ -345,6 +345,7 @@ status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}
         // Seen by its node's agent, too: that names the node.
         ("192.168.0.1", 6443, "node node-1:6443".to_owned()),
         ("172.31.0.6", 6443, "172.31.0.6:6443".to_owned()),
+        ("172.31.0.5", 22, "172.31.0.5:22".to_owned()),
     ] {
         assert_eq!(call(&index, address, port), expected);
     }
