@@ -173,11 +173,16 @@ impl From<Endpoint> for EndpointJson {
 impl EndpointJson {
     /// `address` is the end's address in the record's tuple.
     pub(crate) fn into_endpoint(self, address: IpAddr) -> Endpoint {
+        self.into_known().unwrap_or(Endpoint::External(address))
+    }
+
+    /// `None` for an external end.
+    pub(crate) fn into_known(self) -> Option<Endpoint> {
         match (self.pod, self.service, self.node) {
-            (Some(pod), service, _) => Endpoint::Pod { pod, service },
-            (None, Some(service), _) => Endpoint::Service(service),
-            (None, None, Some(node)) => Endpoint::Node(node),
-            (None, None, None) => Endpoint::External(address),
+            (Some(pod), service, _) => Some(Endpoint::Pod { pod, service }),
+            (None, Some(service), _) => Some(Endpoint::Service(service)),
+            (None, None, Some(node)) => Some(Endpoint::Node(node)),
+            (None, None, None) => None,
         }
     }
 }

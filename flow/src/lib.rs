@@ -2,6 +2,7 @@
 //!
 //! * [`record`]: one observed flow, as JSON a superset of what MicroShield's `linker.py` writes;
 //! * [`endpoint`]: the named ends of a flow;
+//! * [`parser`]: records from JSON, many of them;
 //! * [`observations`]: records added up by what makes them the same observation;
 //! * [`wire`]: the messages between agent and generator, and their bounded codec;
 //! * [`locate`]: on which line of a YAML or JSON text a field stands;
@@ -16,6 +17,7 @@ pub mod backoff;
 pub mod endpoint;
 pub mod locate;
 pub mod observations;
+pub mod parser;
 pub mod record;
 #[cfg(feature = "source")]
 pub mod source;

@@ -161,13 +161,14 @@ pub enum Source {
     Scope,
 }
 
+/// The JSON form. Its ends may be left as they stand there.
 #[derive(Serialize, Deserialize)]
-struct RecordJson {
+pub(crate) struct RecordJson<E = EndpointJson> {
     timestamp: Timestamp,
     hostname: String,
     tuple: Tuple,
-    src: EndpointJson,
-    dst: EndpointJson,
+    src: E,
+    dst: E,
     #[serde(default)]
     protocol: Protocol,
     #[serde(default)]
@@ -217,29 +218,39 @@ impl TryFrom<RecordJson> for FlowRecord {
     type Error = &'static str;
 
     fn try_from(json: RecordJson) -> Result<Self, Self::Error> {
-        let first_seen = json.first_seen.unwrap_or(json.timestamp);
-        let last_seen = json.last_seen.unwrap_or(json.timestamp);
+        json.with_ends(|end, address| Ok(end.into_endpoint(address)))
+    }
+}
+
+impl<E> RecordJson<E> {
+    /// The record, with ends that are made of their JSON form and their address in the tuple.
+    pub(crate) fn with_ends<Error: From<&'static str>>(
+        self,
+        mut endpoint: impl FnMut(E, IpAddr) -> Result<Endpoint, Error>,
+    ) -> Result<FlowRecord, Error> {
+        let first_seen = self.first_seen.unwrap_or(self.timestamp);
+        let last_seen = self.last_seen.unwrap_or(self.timestamp);
         if last_seen < first_seen {
-            return Err("`last_seen` is before `first_seen`");
+            return Err("`last_seen` is before `first_seen`".into());
         }
-        if json.tuple.dst_port == 0 {
-            return Err("`tuple.dst_port` is 0: the server's port is missing");
+        if self.tuple.dst_port == 0 {
+            return Err("`tuple.dst_port` is 0: the server's port is missing".into());
         }
-        Ok(Self {
-            src: json.src.into_endpoint(json.tuple.src_addr),
-            dst: json.dst.into_endpoint(json.tuple.dst_addr),
-            timestamp: json.timestamp,
-            hostname: json.hostname,
-            tuple: json.tuple,
-            protocol: json.protocol,
-            direction: json.direction,
-            outcome: json.outcome,
-            count: json.count,
+        Ok(FlowRecord {
+            src: endpoint(self.src, self.tuple.src_addr)?,
+            dst: endpoint(self.dst, self.tuple.dst_addr)?,
+            timestamp: self.timestamp,
+            hostname: self.hostname,
+            tuple: self.tuple,
+            protocol: self.protocol,
+            direction: self.direction,
+            outcome: self.outcome,
+            count: self.count,
             first_seen,
             last_seen,
-            process: json.process,
-            sources: json.sources,
-            via: json.via,
+            process: self.process,
+            sources: self.sources,
+            via: self.via,
         })
     }
 }

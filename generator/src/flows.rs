@@ -9,7 +9,7 @@ use std::{
     str::FromStr,
 };
 
-use flow::record::FlowRecord;
+use flow::{parser::Parser, record::FlowRecord};
 
 /// The longest line that is read, in bytes. A record is a few hundred bytes, one of a pod with the most labels that
 /// Kubernetes accepts less than 300 KiB.
@@ -128,6 +128,7 @@ fn read_lines(
         error,
     };
     let mut summary = Summary::default();
+    let mut parser = Parser::default();
     let mut text = Vec::new();
     for line in 1.. {
         text.clear();
@@ -147,7 +148,12 @@ fn read_lines(
         } else if text.trim_ascii().is_empty() {
             continue;
         } else {
-            parse(text.trim_ascii_end(), input, line)
+            let text = text.trim_ascii_end();
+            match parser.parse(text) {
+                Some(record) => Ok(record),
+                // A second time, slowly, for what is wrong with it.
+                None => parse(text, input, line),
+            }
         };
         match result {
             Ok(record) => {

@@ -23,6 +23,7 @@ pub mod evaluate;
 pub mod flows;
 pub mod folder;
 pub mod ingest;
+mod label_index;
 pub mod ledger;
 pub mod link;
 pub mod panel;

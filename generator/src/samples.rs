@@ -81,6 +81,21 @@ pub(crate) fn unlabelled(namespace: &str, app: &str, node: &str) -> Endpoint {
     bare(pod)
 }
 
+/// A pod that two services select, here reached through the one that selects pods of other applications too.
+pub(crate) fn in_front(namespace: &str, app: &str, node: &str) -> Endpoint {
+    let mut pod = pod(namespace, app, node);
+    pod.uid.push_str("-front");
+    pod.name.push_str("-front");
+    Arc::make_mut(&mut pod.labels).insert("tier".to_owned(), "front".to_owned());
+    pod.services = vec!["front".to_owned(), app.to_owned()].into();
+    let mut front = (*service(namespace, "front")).clone();
+    front.selector = labels(&[("tier", "front")]);
+    Endpoint::Pod {
+        pod: Arc::new(pod),
+        service: Some(Arc::new(front)),
+    }
+}
+
 /// A service whose endpoints are set by hand.
 pub(crate) fn without_selector(namespace: &str, name: &str) -> Arc<Service> {
     let mut service = (*service(namespace, name)).clone();
@@ -180,10 +195,25 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
     })
 }
 
+/// Also pods that several services select.
+fn any_overlapping_endpoint() -> impl Strategy<Value = Endpoint> {
+    let app = prop::sample::select(vec!["web", "db"]);
+    let on = prop::sample::select(vec!["node-1", "node-2"]);
+    let front = (app, on).prop_map(|(app, on)| in_front("shop", app, on));
+    prop_oneof![1 => front, 3 => any_endpoint()]
+}
+
 pub(crate) fn any_record() -> impl Strategy<Value = FlowRecord> {
+    any_record_between(any_endpoint(), any_endpoint())
+}
+
+fn any_record_between(
+    src: impl Strategy<Value = Endpoint>,
+    dst: impl Strategy<Value = Endpoint>,
+) -> impl Strategy<Value = FlowRecord> {
     (
-        any_endpoint(),
-        any_endpoint(),
+        src,
+        dst,
         prop::sample::select(vec![80_u16, 81, 443]),
         prop::sample::select(vec![Direction::Egress, Direction::Ingress]),
         prop::sample::select(vec![Protocol::Tcp, Protocol::Udp]),
@@ -217,4 +247,9 @@ pub(crate) fn ledger(records: impl IntoIterator<Item = FlowRecord>) -> Ledger {
 
 pub(crate) fn any_records() -> impl Strategy<Value = Vec<FlowRecord>> {
     prop::collection::vec(any_record(), 0..60)
+}
+
+pub(crate) fn any_overlapping_records() -> impl Strategy<Value = Vec<FlowRecord>> {
+    let record = any_record_between(any_overlapping_endpoint(), any_overlapping_endpoint());
+    prop::collection::vec(record, 0..60)
 }

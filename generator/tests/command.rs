@@ -10,6 +10,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::Instant,
 };
 
 use tempfile::TempDir;
@@ -181,6 +182,23 @@ fn wrong_usage_and_input_exit_with_2() {
     let text = fs::read_to_string(linked()).unwrap();
     let line = text.lines().next().unwrap();
     fs::write(&broken, format!("{line}\n{}\n", &line[..100])).unwrap();
+    // A line that was broken off, as the seventh of twelve and as the last; and one that lacks a field.
+    let lines: Vec<&str> = text.lines().take(12).collect();
+    let seventh = dir.path().join("seventh.json");
+    let rest = lines[7..].join("\n");
+    fs::write(
+        &seventh,
+        [&lines[..6].join("\n"), &lines[6][..300], &rest].join("\n"),
+    )
+    .unwrap();
+    let last = dir.path().join("last.json");
+    fs::write(
+        &last,
+        [&lines[..11].join("\n"), &lines[11][..300]].join("\n"),
+    )
+    .unwrap();
+    let lacking = dir.path().join("lacking.json");
+    fs::write(&lacking, line.replacen("\"dst_port\"", "\"port\"", 1)).unwrap();
     let missing = dir.path().join("missing.json");
     for (flows, args, message) in [
         (
@@ -235,6 +253,21 @@ fn wrong_usage_and_input_exit_with_2() {
             "broken.json: line 2, column 100: field `tuple`: EOF while parsing a string",
         ),
         (
+            &seventh,
+            &["-a", "-n", "sock-shop"],
+            "seventh.json: line 7, column 300: field `src.",
+        ),
+        (
+            &last,
+            &["-a", "-n", "sock-shop"],
+            "last.json: line 12, column 299: field `src.",
+        ),
+        (
+            &lacking,
+            &["-a", "-n", "sock-shop"],
+            "field `tuple`: missing field `dst_port`",
+        ),
+        (
             &missing,
             &["-a", "-n", "sock-shop"],
             "missing.json: No such file",
@@ -287,6 +320,54 @@ fn a_file_of_another_hand_is_not_overwritten() {
         stderr(&output)
     );
     assert_eq!(fs::read_to_string(path).unwrap(), "kind: NetworkPolicy\n");
+}
+
+/// Killed at any moment, a run leaves the old files or the new ones, or a journal with which the next run gets there.
+#[test]
+fn a_killed_run_loses_nothing() {
+    let dir = TempDir::new().unwrap();
+    let folder = dir.path().join("policies");
+    let run = |granularity: &str| {
+        let output = generate(&linked(), &folder, &["-A", "-a", "-g", granularity]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        contents(&folder)
+    };
+    let (new, old) = (run("svc"), run("ns"));
+    assert_ne!(new, old);
+    let whole = Instant::now();
+    run("ns");
+    let whole = whole.elapsed();
+    let mut interrupted = 0;
+    for part in 0..16 {
+        let mut child = microshield(&["generate", "-A", "-a", "-g", "svc", "-f"])
+            .arg(linked())
+            .arg("-o")
+            .arg(&folder)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(whole * part / 12);
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        interrupted += u32::from(!status.success());
+        let found = contents(&folder);
+        let is_decided = found.contains_key(".microshield.journal");
+        let visible: BTreeMap<String, String> = found
+            .into_iter()
+            .filter(|(name, _)| !name.starts_with('.'))
+            .collect();
+        for (name, text) in &visible {
+            let known = [&old, &new].map(|set| set.get(name) == Some(text));
+            assert!(known.contains(&true), "{name}\n{text}");
+        }
+        assert!(
+            is_decided || visible == old || visible == new,
+            "{visible:?}"
+        );
+        assert_eq!(run("svc"), new);
+        assert_eq!(run("ns"), old);
+    }
+    assert!(interrupted > 0, "no run was killed before its end");
 }
 
 #[test]

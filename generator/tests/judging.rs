@@ -289,7 +289,7 @@ fn bad_input_is_named_and_can_be_skipped() {
     );
     place.refused(
         "audit -f flows.json -p p --topology kubernetes",
-        "expected file=PATH",
+        "a source is file=PATH",
     );
 }
 
@@ -308,9 +308,9 @@ fn a_rule_is_explained_by_the_flows_that_need_it() {
     );
     assert_eq!(
         place.answer("explain -f flows.json -p p sock-shop/db", 0),
-        "sock-shop/db selects 1 of the known pods\n\
+        "sock-shop/db selects 1 of the known pods, nothing new was seen of them for 20s\n\
          ingress[0]: no flow asked for it\n\
-         ingress[1]: flows: 1, connections: 3, from 2022-08-18T03:24:01Z to 2022-08-18T03:24:21Z\n  \
+         ingress[1]: flows: 1, connections: 3, from 2022-08-18T03:24:01Z to 2022-08-18T03:24:21Z, seen by both, by 1 of 1 pods\n  \
          sock-shop/front-end-5f495f9cf8-68w5j (10.0.1.167) -> sock-shop/carts-db-5f495f9cf8-68w5j (10.0.0.5) 27017/TCP: \
          3 times from 2022-08-18T03:24:01Z to 2022-08-18T03:24:21Z, seen by both\n\
          egress: not concerned\n"
@@ -320,7 +320,20 @@ fn a_rule_is_explained_by_the_flows_that_need_it() {
             .unwrap();
     assert_eq!(json["pods"], 1);
     assert_eq!(json["ingress"][0]["flows"], json!([]));
+    assert_eq!(json["ingress"][0].get("count"), None);
     assert_eq!(json["ingress"][1]["flows"][0]["seen_by_client"], 3);
+    let of_rule = &json["ingress"][1];
+    assert_eq!(
+        (
+            &of_rule["count"],
+            &of_rule["pods"],
+            &of_rule["of_pods"],
+            &of_rule["seen_by"]
+        ),
+        (&json!(3), &json!(1), &json!(1), &json!("both"))
+    );
+    assert_eq!(of_rule["last_seen"], json!(1_660_793_061.5));
+    assert_eq!(json["quiet_seconds"], json!(20.0));
     assert_eq!(json["egress"], Value::Null);
     place.refused(
         "explain -f flows.json -p p sock-shop/web",

@@ -26,6 +26,12 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Lines a second and memory of `microshield link` and `generate`.
+    Generator {
+        /// Passed on, such as `--times 50 --rounds 9 --json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 /// Builds what is measured, and becomes the program that measures.
@@ -42,6 +48,15 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
                     .args(["--bin", "bench-topology"]),
             )?;
             become_program("bench-topology", args)
+        }
+        Bench::Generator { args } => {
+            proc::run(cargo().args(["build", "--release", "--bins"]).args([
+                "-p",
+                "generator",
+                "-p",
+                "tests",
+            ]))?;
+            become_program("bench-generator", args)
         }
     }
 }

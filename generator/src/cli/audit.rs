@@ -5,10 +5,9 @@ use std::{fmt::Write as _, net::IpAddr, path::PathBuf};
 use flow::endpoint::Endpoint;
 use serde::Serialize;
 
-use super::{Failure, inputs::Reading, output::print, report::Connection};
+use super::{Failure, inputs::Judging, output::print, report::Connection};
 use crate::{
     evaluate::{Denial, Judge, Policies, Verdict, denials, known_as},
-    flows::Input,
     ledger::Edge,
     table::printable,
 };
@@ -18,22 +17,12 @@ use crate::{
 /// Exits with 1 if a connection would be blocked, with 0 if none.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// File of flow records, one JSON object a line; `-` is standard input; may be repeated
-    #[arg(
-        short = 'f',
-        long = "flows",
-        value_name = "FILE",
-        env = "MICROSHIELD_FLOWS",
-        required = true
-    )]
-    flows: Vec<Input>,
-
     /// Folder of policies, ours or of other hands
     #[arg(short, long, value_name = "FOLDER", env = "MICROSHIELD_POLICIES")]
     policies: PathBuf,
 
     #[command(flatten)]
-    reading: Reading,
+    judging: Judging,
 }
 
 #[derive(Serialize)]
@@ -56,9 +45,9 @@ struct Blocked<'a> {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let folder = args.reading.policies(&args.policies)?;
-    let observed = args.reading.flows(&args.flows)?;
-    let world = args.reading.world(&observed.edges)?;
+    let folder = args.judging.policies(&args.policies)?;
+    let observed = args.judging.reading.flows()?;
+    let world = args.judging.world(&observed.edges)?;
     let policies = &folder.policies;
     let judge = Judge::new(&world, policies);
 
@@ -81,7 +70,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         allowed: observed.edges.len() - blocked.len(),
         blocked,
     };
-    print(&if args.reading.json {
+    print(&if args.judging.reading.json {
         serde_json::to_string(&audit).map_err(Failure::other)? + "\n"
     } else {
         audit.text()

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Failure, inputs::Reading, output::print, proof::listing};
+use super::{Failure, inputs::Judging, output::print, proof::listing};
 use crate::{
     evaluate::{Change, Diff, Effect, NamedPort, PortRange, Symbolic, diff},
-    flows::Input,
     table::printable,
 };
 
@@ -25,17 +24,8 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "FOLDER", required = true)]
     policies: Vec<PathBuf>,
 
-    /// File of flow records, one JSON object a line; `-` is standard input; may be repeated
-    #[arg(
-        short = 'f',
-        long = "flows",
-        value_name = "FILE",
-        env = "MICROSHIELD_FLOWS"
-    )]
-    flows: Vec<Input>,
-
     #[command(flatten)]
-    reading: Reading,
+    judging: Judging,
 }
 
 #[derive(Serialize)]
@@ -52,23 +42,27 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             "two folders to compare: -p BEFORE -p AFTER"
         )));
     };
-    let before = args.reading.policies(before)?.policies;
-    let after = args.reading.policies(after)?.policies;
-    let report = if args.flows.is_empty() && args.reading.topology.is_none() {
+    let before = args.judging.policies(before)?.policies;
+    let after = args.judging.policies(after)?.policies;
+    let report = if !args.judging.reading.has_flows() && args.judging.topology.is_none() {
         let Symbolic { world, ports } = Symbolic::new(&[&before, &after]);
         Report {
             diff: diff(&world, &before, &after),
             named_ports: ports,
         }
     } else {
-        let edges = args.reading.flows(&args.flows)?.edges;
-        let world = args.reading.world(&edges)?;
+        let edges = if args.judging.reading.has_flows() {
+            args.judging.reading.flows()?.edges
+        } else {
+            Vec::new()
+        };
+        let world = args.judging.world(&edges)?;
         Report {
             diff: diff(&world, &before, &after),
             named_ports: Vec::new(),
         }
     };
-    print(&if args.reading.json {
+    print(&if args.judging.reading.json {
         serde_json::to_string(&report).map_err(Failure::other)? + "\n"
     } else {
         report.text()

@@ -1,32 +1,26 @@
 //! `microshield explain`: which connections asked for which rule of a policy?
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::anyhow;
-use flow::record::Direction;
+use flow::{endpoint::Endpoint, record::Direction};
 use serde::Serialize;
 
-use super::{Failure, inputs::Reading, output::print, report::Connection};
+use super::{Failure, inputs::Judging, output::print, report::Connection};
 use crate::{
-    evaluate::{Judge, PolicyId, connections},
-    flows::Input,
+    evaluate::{End, Judge, PodId, PolicyId, connections},
     ledger::Edge,
+    policy::{Evidence, SeenBy},
     table::{self, printable},
 };
 
 /// Say for each rule of a policy which connections in files of flow records need it
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// File of flow records, one JSON object a line; `-` is standard input; may be repeated
-    #[arg(
-        short = 'f',
-        long = "flows",
-        value_name = "FILE",
-        env = "MICROSHIELD_FLOWS",
-        required = true
-    )]
-    flows: Vec<Input>,
-
     /// Folder of policies, ours or of other hands
     #[arg(short, long, value_name = "FOLDER", env = "MICROSHIELD_POLICIES")]
     policies: PathBuf,
@@ -36,7 +30,7 @@ pub(super) struct Args {
     policy: String,
 
     #[command(flatten)]
-    reading: Reading,
+    judging: Judging,
 }
 
 #[derive(Serialize)]
@@ -44,6 +38,9 @@ struct Explanation<'a> {
     policy: String,
     /// How many of the known pods the policy selects.
     pods: usize,
+    /// How long before the end of what is known something was seen of these pods that had not been seen before. The longer,
+    /// the likelier that nothing is missing.
+    quiet_seconds: Option<f64>,
     ingress: Option<Vec<Rule<'a>>>,
     egress: Option<Vec<Rule<'a>>>,
 }
@@ -51,12 +48,17 @@ struct Explanation<'a> {
 /// The edges that a rule lets through, in their order.
 #[derive(Default, Serialize)]
 struct Rule<'a> {
+    #[serde(flatten)]
+    evidence: Option<Evidence>,
     #[serde(serialize_with = "connections_of")]
     flows: Vec<&'a Edge>,
+    /// The pods of the policy that took part.
+    #[serde(skip)]
+    pods: BTreeSet<PodId>,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let folder = args.reading.policies(&args.policies)?;
+    let folder = args.judging.policies(&args.policies)?;
     let policies = &folder.policies;
     let policy = args
         .policy
@@ -69,11 +71,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 args.policy
             ))
         })?;
-    let observed = args.reading.flows(&args.flows)?;
-    let world = args.reading.world(&observed.edges)?;
+    let observed = args.judging.reading.flows()?;
+    let world = args.judging.world(&observed.edges)?;
     let judge = Judge::new(&world, policies);
     let explanation = Explanation::new(&judge, policy, &observed.edges);
-    print(&if args.reading.json {
+    print(&if args.judging.reading.json {
         serde_json::to_string(&explanation).map_err(Failure::other)? + "\n"
     } else {
         explanation.text()
@@ -89,27 +91,56 @@ impl<'a> Explanation<'a> {
                 rules.insert(direction, (0..count).map(|_| Rule::default()).collect());
             }
         }
+        let selected: BTreeSet<PodId> = judge.selected(policy).collect();
+        let mut newest = None;
         for edge in edges {
             for connection in connections(judge.world(), edge) {
                 for (direction, rules) in &mut rules {
+                    let (end, inside) = match direction {
+                        Direction::Ingress => (&edge.server, connection.destination),
+                        Direction::Egress => (&edge.client, connection.source),
+                    };
+                    let pod = match inside {
+                        End::Pod(pod, _) => Some(pod).filter(|pod| selected.contains(pod)),
+                        End::Node(..) | End::External(_) => None,
+                    };
+                    if pod.is_some() {
+                        newest = newest.max(Some(edge.first_seen));
+                    }
+                    // Of a service it is not known which pod took part.
+                    let pod = pod.filter(|_| matches!(end, Endpoint::Pod { .. }));
                     for rule in judge.rules(&connection, *direction) {
                         if rule.policy == policy {
-                            rules[rule.index].add(edge);
+                            rules[rule.index].add(edge, pod);
                         }
                     }
                 }
             }
         }
+        for rule in rules.values_mut().flatten() {
+            rule.weigh(selected.len());
+        }
+        let until = edges.iter().map(|edge| edge.last_seen).max();
+        let quiet = until.zip(newest).map(|(until, newest)| {
+            let nanos = until.as_nanos().saturating_sub(newest.as_nanos());
+            Duration::from_micros(nanos / 1_000)
+        });
         Self {
             policy: of.to_string(),
-            pods: judge.selected(policy).count(),
+            pods: selected.len(),
+            quiet_seconds: quiet.map(|quiet| quiet.as_secs_f64()),
             ingress: rules.remove(&Direction::Ingress),
             egress: rules.remove(&Direction::Egress),
         }
     }
 
     fn text(&self) -> String {
-        let mut text = format!("{} selects {} of the known pods\n", self.policy, self.pods);
+        let mut text = format!("{} selects {} of the known pods", self.policy, self.pods);
+        if let Some(quiet) = self.quiet_seconds {
+            let quiet = table::rounded(Duration::from_secs_f64(quiet));
+            text.push_str(&format!(", nothing new was seen of them for {quiet}"));
+        }
+        text.push('\n');
         for (direction, rules) in [
             (Direction::Ingress, &self.ingress),
             (Direction::Egress, &self.egress),
@@ -130,7 +161,8 @@ impl<'a> Explanation<'a> {
 
 impl<'a> Rule<'a> {
     /// Edges come in their order; several connections of one edge may need the rule.
-    fn add(&mut self, edge: &'a Edge) {
+    fn add(&mut self, edge: &'a Edge, pod: Option<PodId>) {
+        self.pods.extend(pod);
         if self
             .flows
             .last()
@@ -140,22 +172,43 @@ impl<'a> Rule<'a> {
         }
     }
 
+    /// Adds up what speaks for the rule, of that many pods that the policy selects.
+    fn weigh(&mut self, of_pods: usize) {
+        let single = |edge: &&Edge| Evidence {
+            count: edge.count(),
+            first_seen: edge.first_seen,
+            last_seen: edge.last_seen,
+            seen_by: SeenBy::of(edge),
+            pods: self.pods.len(),
+            of_pods,
+        };
+        let sum = self.flows.iter().map(single).reduce(|sum, one| Evidence {
+            count: sum.count.saturating_add(one.count),
+            first_seen: sum.first_seen.min(one.first_seen),
+            last_seen: sum.last_seen.max(one.last_seen),
+            seen_by: sum.seen_by.and(one.seen_by),
+            ..sum
+        });
+        self.evidence = sum;
+    }
+
     fn text(&self) -> String {
-        let first = self.flows.iter().map(|edge| edge.first_seen).min();
-        let last = self.flows.iter().map(|edge| edge.last_seen).max();
-        let (Some(first), Some(last)) = (first, last) else {
+        let Some(evidence) = self.evidence else {
             return "no flow asked for it\n".to_owned();
         };
-        let count = self
-            .flows
-            .iter()
-            .fold(0_u64, |sum, edge| sum.saturating_add(edge.count()));
         let mut text = format!(
-            "flows: {}, connections: {count}, from {} to {}\n",
+            "flows: {}, connections: {}, from {} to {}, seen by {}",
             self.flows.len(),
-            table::time(first),
-            table::time(last),
+            evidence.count,
+            table::time(evidence.first_seen),
+            table::time(evidence.last_seen),
+            evidence.seen_by.name(),
         );
+        if evidence.pods > 0 {
+            let Evidence { pods, of_pods, .. } = evidence;
+            text.push_str(&format!(", by {pods} of {of_pods} pods"));
+        }
+        text.push('\n');
         for edge in &self.flows {
             let line = format!(
                 "{} ({}) -> {} ({}) {}/{}: {} times from {} to {}, seen by {}",
@@ -168,7 +221,7 @@ impl<'a> Rule<'a> {
                 edge.count(),
                 table::time(edge.first_seen),
                 table::time(edge.last_seen),
-                table::seen_by(edge),
+                SeenBy::of(edge).name(),
             );
             text.push_str(&format!("  {}\n", printable(&line)));
         }

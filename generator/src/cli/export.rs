@@ -5,10 +5,8 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::Context as _;
-
-use super::{Failure, output, report};
-use crate::{ledger::Ledger, store, table};
+use super::{Failure, inputs, output, report};
+use crate::{ledger::Ledger, table};
 
 /// Write what a ledger holds, also while `serve` runs on it
 #[derive(Debug, clap::Args)]
@@ -31,14 +29,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")
-        .map_err(Failure::other)?;
-    let state = runtime
-        .block_on(store::read(&args.data_dir))
-        .map_err(Failure::input)?;
+    let state = inputs::read_ledger(&args.data_dir)?;
     for (node, reason, loss) in state.losses.iter() {
         eprintln!(
             "microshield: node {node}: {} observations lost: {reason}",
@@ -81,7 +72,7 @@ fn write(ledger: &Ledger, form: Form, to: &mut dyn Write) -> io::Result<()> {
                 to.write_all(b"\n")?;
             }
         }
-        Form::Table => writeln!(to, "{}", table::connections(&ledger.edges()))?,
+        Form::Table => table::write_connections(&ledger.edges(), to)?,
     }
     Ok(())
 }

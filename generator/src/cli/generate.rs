@@ -7,30 +7,23 @@ use anyhow::anyhow;
 use super::{
     Failure, PolicyArgs,
     ask::{self, Talk},
+    inputs::Reading,
     output,
     report::Report,
 };
 use crate::{
-    evaluate::{Policies, World, prove},
-    flows::{self, Input, OnBadLine},
+    evaluate::{Compiler, World, prove},
+    flows::Input,
     folder,
-    ledger::{Edge, Ledger},
+    ledger::Edge,
     policy::{self, Namespaces},
 };
 
-/// Write policies that allow the connections in files of flow records
+/// Write policies that allow the connections in files of flow records, or in a ledger
+///
+/// With --json the panel talks on standard error.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// File of flow records, one JSON object a line; `-` is standard input; may be repeated
-    #[arg(
-        short = 'f',
-        long = "flows",
-        value_name = "FILE",
-        env = "MICROSHIELD_FLOWS",
-        required = true
-    )]
-    flows: Vec<Input>,
-
     /// Folder for the policies; what other hands put there stays
     #[arg(short, long, value_name = "FOLDER", env = "MICROSHIELD_OUTPUT")]
     output: Option<PathBuf>,
@@ -39,13 +32,8 @@ pub(super) struct Args {
     #[arg(short, long, env = "MICROSHIELD_ALL")]
     all: bool,
 
-    /// Skip lines that are not flow records, and count them
-    #[arg(long, env = "MICROSHIELD_KEEP_GOING")]
-    keep_going: bool,
-
-    /// Print the result as one JSON object; the panel then talks on standard error
-    #[arg(long, env = "MICROSHIELD_JSON")]
-    json: bool,
+    #[command(flatten)]
+    reading: Reading,
 
     #[command(flatten)]
     policy: PolicyArgs,
@@ -60,30 +48,28 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
                 "--output FOLDER is missing: where are the policies to be written?"
             )));
         }
-    } else if args.flows.contains(&Input::Stdin) {
+    } else if args.reading.flows.contains(&Input::Stdin) {
         return Err(Failure::input(anyhow!(
             "-f - needs -a: the panel reads its commands from standard input"
         )));
     }
-    let (ledger, read) = read(&args)?;
-    let edges = ledger.edges();
-    drop(ledger);
+    let observed = args.reading.flows()?;
+    let edges = observed.edges.as_slice();
 
     let Args {
         output: folder,
         all,
-        json,
         mut policy,
-        ..
+        reading: Reading { json, .. },
     } = args;
     let mut talk = Talk::new(json);
     let folder = match folder {
         Some(folder) if all => folder,
-        folder => ask::for_missing(&mut talk, &mut policy, folder, &known_namespaces(&edges))?,
+        folder => ask::for_missing(&mut talk, &mut policy, folder, &known_namespaces(edges))?,
     };
     let options = policy.options()?;
-    let connections = chosen(&edges, &options.namespaces)?;
-    let plan = policy::plan(&edges, &options);
+    let connections = chosen(edges, &options.namespaces)?;
+    let plan = policy::plan(edges, &options);
     let chosen = if all {
         plan.all()
     } else {
@@ -92,17 +78,18 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
             None => return Ok(()),
         }
     };
-    let manifests = plan.manifests(&chosen).collect::<Vec<_>>();
-    let policies = Policies::compile(&manifests).map_err(Failure::other)?;
-    drop(manifests);
-    let proof = prove(&edges, &policies, &World::of_edges(&edges));
+    let mut compiler = Compiler::default();
+    for policy in plan.manifests(&chosen) {
+        compiler.add(&policy).map_err(Failure::other)?;
+    }
+    let policies = compiler.finish();
+    let proof = prove(edges, &policies, &World::of_edges(edges));
     let files = plan.files(&chosen).map_err(Failure::other)?;
     let changes = folder::write(&folder, &files, &options.namespaces).map_err(Failure::other)?;
     drop(files);
 
     let report = Report {
-        records: read.records,
-        skipped: read.skipped,
+        observed: &observed,
         connections: &connections,
         folder: &folder,
         changes: &changes,
@@ -116,28 +103,6 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         // The panel has shown the connections.
         (false, false) => report.write_summary(to),
     })
-}
-
-fn read(args: &Args) -> Result<(Ledger, flows::Summary), Failure> {
-    let on_bad_line = if args.keep_going {
-        OnBadLine::Skip
-    } else {
-        OnBadLine::Refuse
-    };
-    let mut ledger = Ledger::default();
-    let mut read = flows::Summary::default();
-    for input in &args.flows {
-        let summary = flows::read(input, on_bad_line, |record| {
-            ledger.observe(record);
-        })
-        .map_err(Failure::input)?;
-        for problem in &summary.problems {
-            eprintln!("microshield: skipped: {problem}");
-        }
-        read.records += summary.records;
-        read.skipped += summary.skipped;
-    }
-    Ok((ledger, read))
 }
 
 fn namespaces_of(edge: &Edge) -> impl Iterator<Item = &str> {

@@ -1,37 +1,36 @@
-//! What the commands read that judge: flow records, folders of policies, the cluster's objects.
+//! What several commands read: flow records, folders of policies, the cluster's objects.
 
-use std::{
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context as _, anyhow};
 use clap::Args;
-use flow::{record::Outcome, topology::file};
+use flow::record::Outcome;
+use serde::Serialize;
 
-use super::{Failure, policy_args::namespace};
+use super::{Failure, policy_args::namespace, source::Source};
 use crate::{
     evaluate::World,
     flows::{self, Input, OnBadLine},
     ledger::{Edge, Ledger},
     policy_files::{self, Folder},
+    store::{self, State},
 };
 
-/// How files are read.
+/// How input is read and output is written.
 #[derive(Debug, Args)]
 pub(super) struct Reading {
-    /// Where the cluster's objects come from, as `kubectl get namespaces,nodes,services,pods -A -o yaml` lists them: the
-    /// labels of namespaces, the addresses and named ports of pods
-    #[arg(long, value_name = "file=PATH", env = "MICROSHIELD_TOPOLOGY")]
-    pub(super) topology: Option<TopologySource>,
-
-    /// The namespace of policies that name none
+    /// File of flow records, one JSON object a line; `-` is standard input; may be repeated
     #[arg(
-        long,
-        value_name = "NAMESPACE",
-        env = "MICROSHIELD_DEFAULT_NAMESPACE",
-        value_parser = namespace
+        short = 'f',
+        long = "flows",
+        value_name = "FILE",
+        env = "MICROSHIELD_FLOWS"
     )]
-    default_namespace: Option<String>,
+    pub(super) flows: Vec<Input>,
+
+    /// Folder of a ledger to read instead of files, also while `serve` runs on it; not looked at where there are files
+    #[arg(long, value_name = "DIR", env = "MICROSHIELD_DATA_DIR")]
+    data_dir: Option<PathBuf>,
 
     /// Skip lines that are not flow records and objects that are not policies, and count them
     #[arg(long, env = "MICROSHIELD_KEEP_GOING")]
@@ -42,35 +41,97 @@ pub(super) struct Reading {
     pub(super) json: bool,
 }
 
-/// Where the cluster's objects come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum TopologySource {
-    /// A file.
-    File(PathBuf),
+/// What policies are judged with, besides flow records.
+#[derive(Debug, Args)]
+pub(super) struct Judging {
+    /// Where the cluster's objects come from, which tell the labels of namespaces, the addresses and named ports of pods:
+    /// file=PATH, as `kubectl get namespaces,nodes,services,pods -A -o yaml` writes it, or scope=PATH, a report of Weave Scope
+    #[arg(long, value_name = "SRC", env = "MICROSHIELD_TOPOLOGY")]
+    pub(super) topology: Option<Source>,
+
+    /// The namespace of policies that name none
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        env = "MICROSHIELD_DEFAULT_NAMESPACE",
+        value_parser = namespace
+    )]
+    default_namespace: Option<String>,
+
+    #[command(flatten)]
+    pub(super) reading: Reading,
 }
 
-/// The flow records of some files.
+/// What flow records say.
 #[derive(Debug, Default)]
 pub(super) struct Observed {
     /// The established connections.
     pub(super) edges: Vec<Edge>,
+    /// How many records there were; of a ledger, how many it keeps.
+    pub(super) records: u64,
     /// How many attempts failed; they need not be allowed.
     pub(super) failed: u64,
     /// How many lines were skipped.
     pub(super) skipped: u64,
+    /// What agents said that they lost; only a ledger knows.
+    pub(super) losses: Vec<Lost>,
+}
+
+/// Observations that a node lost.
+#[derive(Debug, Serialize)]
+pub(super) struct Lost {
+    pub(super) node: String,
+    pub(super) reason: String,
+    pub(super) count: u64,
 }
 
 impl Reading {
+    /// Says whether there is anything to read flow records from.
+    pub(super) fn has_flows(&self) -> bool {
+        !self.flows.is_empty() || self.data_dir.is_some()
+    }
+
     /// Reads flow records; what is skipped is said on standard error.
-    pub(super) fn flows(&self, inputs: &[Input]) -> Result<Observed, Failure> {
+    ///
+    /// # Errors
+    /// If neither files nor a ledger are given, or one cannot be read.
+    pub(super) fn flows(&self) -> Result<Observed, Failure> {
+        let mut observed = Observed::default();
+        let ledger = match &self.data_dir {
+            _ if !self.flows.is_empty() => self.files(&mut observed)?,
+            Some(directory) => {
+                let State { ledger, losses, .. } = read_ledger(directory)?;
+                observed.records = ledger.len() as u64;
+                let lost = losses.iter().map(|(node, reason, loss)| Lost {
+                    node: node.to_owned(),
+                    reason: reason.to_owned(),
+                    count: loss.count,
+                });
+                observed.losses = lost.collect();
+                ledger
+            }
+            None => {
+                return Err(Failure::input(anyhow!(
+                    "flow records are missing: -f FILE, or --data-dir DIR"
+                )));
+            }
+        };
+        observed.failed = ledger
+            .records()
+            .filter(|record| record.outcome == Outcome::Failed)
+            .fold(0_u64, |sum, record| sum.saturating_add(record.count));
+        observed.edges = ledger.edges();
+        Ok(observed)
+    }
+
+    fn files(&self, observed: &mut Observed) -> Result<Ledger, Failure> {
         let on_bad_line = if self.keep_going {
             OnBadLine::Skip
         } else {
             OnBadLine::Refuse
         };
         let mut ledger = Ledger::default();
-        let mut skipped = 0;
-        for input in inputs {
+        for input in &self.flows {
             let summary = flows::read(input, on_bad_line, |record| {
                 ledger.observe(record);
             })
@@ -78,23 +139,21 @@ impl Reading {
             for problem in &summary.problems {
                 eprintln!("microshield: skipped: {problem}");
             }
-            skipped += summary.skipped;
+            observed.records += summary.records;
+            observed.skipped += summary.skipped;
         }
-        let failed = ledger
-            .records()
-            .filter(|record| record.outcome == Outcome::Failed)
-            .fold(0_u64, |sum, record| sum.saturating_add(record.count));
-        Ok(Observed {
-            edges: ledger.edges(),
-            failed,
-            skipped,
-        })
+        Ok(ledger)
     }
+}
 
+impl Judging {
     /// Reads a folder of policies; what is skipped is said on standard error.
+    ///
+    /// # Errors
+    /// If it cannot be read, or holds what is no policy unless that is skipped.
     pub(super) fn policies(&self, folder: &Path) -> Result<Folder, Failure> {
         let options = policy_files::Options {
-            keep_going: self.keep_going,
+            keep_going: self.reading.keep_going,
             namespace: self.default_namespace.as_deref(),
         };
         let folder = policy_files::read(folder, options).map_err(Failure::input)?;
@@ -105,30 +164,30 @@ impl Reading {
     }
 
     /// The world of the edges, with what the topology says of it.
+    ///
+    /// # Errors
+    /// If the topology cannot be read.
     pub(super) fn world(&self, edges: &[Edge]) -> Result<World, Failure> {
         let mut world = match &self.topology {
             None => World::default(),
-            Some(TopologySource::File(path)) => {
-                let loaded = file::load(path).map_err(Failure::input)?;
-                for warning in &loaded.warnings {
-                    eprintln!("microshield: {warning}");
-                }
-                World::of_objects(&loaded.objects)
-            }
+            Some(source) => World::of_objects(&source.load().map_err(Failure::input)?.0),
         };
         world.add_edges(edges);
         Ok(world)
     }
 }
 
-impl FromStr for TopologySource {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            Some(("file", _)) => Err("file= needs a path".to_owned()),
-            _ => Err(format!("unknown source `{text}`: expected file=PATH")),
-        }
-    }
+/// Reads all that a ledger holds.
+///
+/// # Errors
+/// If there is none, or it cannot be read.
+pub(super) fn read_ledger(directory: &Path) -> Result<State, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+        .map_err(Failure::other)?;
+    runtime
+        .block_on(store::read(directory))
+        .map_err(Failure::input)
 }

@@ -13,7 +13,10 @@ use flow::{
 };
 use serde::{Serialize, Serializer};
 
-use super::proof;
+use super::{
+    inputs::{Lost, Observed},
+    proof,
+};
 use crate::{
     evaluate::Proof,
     folder::Changes,
@@ -27,8 +30,7 @@ const MAX_LISTED: usize = 10;
 
 /// What a generation did.
 pub(super) struct Report<'a> {
-    pub(super) records: u64,
-    pub(super) skipped: u64,
+    pub(super) observed: &'a Observed,
     pub(super) connections: &'a [&'a Edge],
     pub(super) folder: &'a Path,
     pub(super) changes: &'a Changes,
@@ -41,6 +43,7 @@ pub(super) struct Report<'a> {
 struct Json<'a> {
     records: u64,
     skipped: u64,
+    losses: &'a [Lost],
     #[serde(serialize_with = "connections")]
     connections: &'a [&'a Edge],
     #[serde(serialize_with = "policies")]
@@ -97,8 +100,9 @@ impl Report<'_> {
     /// One JSON object on one line.
     pub(super) fn write_json(&self, to: &mut dyn Write) -> io::Result<()> {
         let json = Json {
-            records: self.records,
-            skipped: self.skipped,
+            records: self.observed.records,
+            skipped: self.observed.skipped,
+            losses: &self.observed.losses,
             connections: self.connections,
             policies: self,
             folder: self.folder,
@@ -115,13 +119,27 @@ impl Report<'_> {
     /// The table of connections and a summary.
     pub(super) fn write_text(&self, to: &mut dyn Write) -> io::Result<()> {
         let connections = self.connections.iter().copied();
-        writeln!(to, "{}\n", table::connections(connections))?;
+        table::write_connections(connections, to)?;
+        writeln!(to)?;
         self.write_summary(to)
     }
 
     /// What became of the folder, and what must be known of the policies.
     pub(super) fn write_summary(&self, to: &mut dyn Write) -> io::Result<()> {
-        match self.skipped {
+        for Lost {
+            node,
+            reason,
+            count,
+        } in &self.observed.losses
+        {
+            let line = format!("node {node}: {count} observations lost: {reason}");
+            writeln!(
+                to,
+                "{}: connections may be missing",
+                table::printable(&line)
+            )?;
+        }
+        match self.observed.skipped {
             0 => {}
             1 => writeln!(to, "1 line that is not a flow record was skipped")?,
             many => writeln!(to, "{many} lines that are not flow records were skipped")?,

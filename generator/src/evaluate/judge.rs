@@ -8,14 +8,13 @@ use flow::{
 };
 
 use super::{
-    label_index::LabelIndex,
     policies::{NamespacePeer, PeerId, PodPeer, Policies, PolicyId, RuleId, Rules},
     ports::NamedPort,
     selector::Selector,
     verdict::{Connection, Ruling, Verdict},
     world::{End, PodId, World},
 };
-use crate::ledger::Edge;
+use crate::{label_index::LabelIndex, ledger::Edge};
 
 /// Judges the connections of a world by a set of policies.
 ///

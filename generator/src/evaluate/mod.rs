@@ -23,7 +23,6 @@ mod error;
 mod field;
 mod groups;
 mod judge;
-mod label_index;
 mod policies;
 mod ports;
 mod proof;

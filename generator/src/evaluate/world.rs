@@ -11,7 +11,8 @@ use std::{
 use flow::{endpoint::Labels, observations::PodId as PodKey};
 
 pub use self::edges::known_as;
-use super::{label_index::LabelIndex, ports::NamedPort};
+use super::ports::NamedPort;
+use crate::label_index::LabelIndex;
 
 /// The label that the API server sets on every namespace since Kubernetes 1.21.
 pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";

@@ -12,6 +12,7 @@ use std::{
     path::{Component, Path},
 };
 
+use nix::unistd::syncfs;
 use serde::{Deserialize, Serialize};
 
 use super::{FolderError, Present, failed, look_at};
@@ -21,6 +22,9 @@ const UNDECIDED_JOURNAL: &str = ".microshield.journal.tmp";
 
 /// A journal has less than 600 bytes for each file.
 const MAX_JOURNAL_BYTES: u64 = 64 << 20;
+
+/// Of more files than these the whole file system is brought to disk at once: one by one takes some milliseconds each.
+const FEW_FILES: usize = 16;
 
 /// Something that is about to happen on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +81,7 @@ pub(super) fn commit<'a>(
         place: Vec::new(),
         remove: removed.to_vec(),
     };
-    let prepared = prepare(folder, written, &mut journal, before);
+    let prepared = prepare(folder, lock, written, &mut journal, before);
     if journal.place.is_empty() && journal.remove.is_empty() {
         return prepared;
     }
@@ -118,9 +122,10 @@ pub(super) fn recover(
     clean_up(folder, before)
 }
 
-/// Writes the new texts beside their places.
+/// Writes the new texts beside their places, and brings them to disk.
 fn prepare<'a>(
     folder: &Path,
+    lock: &Lock,
     written: impl Iterator<Item = (&'a str, &'a str)>,
     journal: &mut Journal,
     before: &mut dyn FnMut(Step),
@@ -130,6 +135,15 @@ fn prepare<'a>(
         before(Step::Write);
         write_new(&folder.join(&temporary), text.as_bytes())?;
         journal.place.push((temporary, name.to_owned()));
+    }
+    if journal.place.len() > FEW_FILES {
+        syncfs(lock).map_err(|error| failed("sync", folder)(error.into()))?;
+    }
+    // After `syncfs` there is nothing left to write, but older kernels tell only here that it failed.
+    for (temporary, _) in &journal.place {
+        let path = folder.join(temporary);
+        let sync = || File::open(&path)?.sync_all();
+        sync().map_err(failed("sync", &path))?;
     }
     Ok(())
 }
@@ -146,6 +160,8 @@ fn decide(
         .map_err(failed("write", &undecided))?;
     before(Step::WriteJournal);
     write_new(&undecided, &text)?;
+    let sync_journal = || File::open(&undecided)?.sync_all();
+    sync_journal().map_err(failed("sync", &undecided))?;
     before(Step::Sync);
     sync(folder, lock)?;
     before(Step::Decide);
@@ -228,7 +244,7 @@ fn is_ours(journal: &Journal) -> bool {
             .all(|(temporary, name)| is_left_behind(temporary) && is_plain(name))
 }
 
-/// A new file on disk; its name is not yet.
+/// A new file; neither it nor its name is on disk yet.
 fn write_new(path: &Path, text: &[u8]) -> Result<(), FolderError> {
     let write = || {
         // The mode is cut by the umask, as for any new file.
@@ -238,8 +254,7 @@ fn write_new(path: &Path, text: &[u8]) -> Result<(), FolderError> {
             .create_new(true)
             .mode(0o666)
             .open(path)?;
-        file.write_all(text)?;
-        file.sync_all()
+        file.write_all(text)
     };
     write().map_err(failed("write", path))
 }

@@ -15,7 +15,7 @@
 //! which may be masked (kube-proxy gives what a node's process sends to a service another of the node's addresses), egress
 //! on the address that the client called.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use flow::{
     endpoint::Endpoint,
@@ -105,17 +105,16 @@ impl<'a> Join<'a> {
         }
         let mut claims = Vec::new();
         for (claimants, witnesses) in groups.into_values() {
+            if claimants.is_empty() {
+                continue;
+            }
+            let answers = self.answers(&witnesses);
             for claimant in claimants {
                 let called = &self.tallies[&claimant].edge.server;
-                let witnesses = witnesses
-                    .iter()
-                    .copied()
-                    .filter(|witness| can_answer(called, &self.tallies[witness].edge.server))
-                    .collect();
                 claims.push(Claim {
                     rank: 0,
                     claimant,
-                    witnesses,
+                    witnesses: answers.to(called).to_vec(),
                 });
             }
         }
@@ -135,6 +134,10 @@ impl<'a> Join<'a> {
                     .push(*pair);
             }
         }
+        let from_node: BTreeMap<_, Answers<'_, 'a>> = from_node
+            .iter()
+            .map(|(from, witnesses)| (*from, self.answers(witnesses)))
+            .collect();
         let mut claims = Vec::new();
         for (claimant, tally) in &self.tallies {
             let Endpoint::Pod { pod, .. } = &tally.edge.client else {
@@ -143,21 +146,27 @@ impl<'a> Join<'a> {
             let Some(node) = pod.node.as_deref().or(tally.client_node) else {
                 continue;
             };
-            let Some(candidates) = from_node.get(&(node, claimant.protocol, claimant.port)) else {
+            let Some(answers) = from_node.get(&(node, claimant.protocol, claimant.port)) else {
                 continue;
             };
             if tally.unmatched_by_server() == 0 {
                 continue;
             }
-            let witnesses = candidates
-                .iter()
-                .copied()
-                .filter(|witness| pod.host_network || witness.server == claimant.client)
-                .filter(|witness| {
-                    witness.server == claimant.server
-                        || can_answer(&tally.edge.server, &self.tallies[witness].edge.server)
-                })
-                .collect();
+            let called = &tally.edge.server;
+            let mut witnesses: Vec<Pair<'a>> = if pod.host_network {
+                let exact = answers.at(claimant.server).iter();
+                exact.chain(answers.to(called)).copied().collect()
+            } else {
+                let itself = answers.at(claimant.client).iter().copied();
+                itself
+                    .filter(|witness| {
+                        witness.server == claimant.server
+                            || answers.to(called).binary_search(witness).is_ok()
+                    })
+                    .collect()
+            };
+            witnesses.sort_unstable();
+            witnesses.dedup();
             claims.push(Claim {
                 // A pod in the node's network has no other address; a pod of its own is only masked when it calls itself.
                 rank: usize::from(!pod.host_network),
@@ -166,6 +175,23 @@ impl<'a> Join<'a> {
             });
         }
         claims
+    }
+
+    /// The witnesses, which are sorted, by what a client can have called that they answered.
+    fn answers(&self, witnesses: &[Pair<'a>]) -> Answers<'_, 'a> {
+        let mut answers = Answers::default();
+        for witness in witnesses {
+            let server = &self.tallies[witness].edge.server;
+            answers
+                .by_server
+                .entry(witness.server)
+                .or_default()
+                .push(*witness);
+            for called in Called::answered_by(server) {
+                answers.by_called.entry(called).or_default().push(*witness);
+            }
+        }
+        answers
     }
 
     /// Moves to the exact edge as many connections as the claimant and its witnesses counted.
@@ -329,20 +355,62 @@ fn prefer(known: &mut Endpoint, new: Endpoint, newer: bool) {
     }
 }
 
-/// Whether a call to `called` can have been answered by `server`.
-fn can_answer(called: &Endpoint, server: &Endpoint) -> bool {
-    let Endpoint::Pod { pod, service } = server else {
-        return false;
-    };
-    match called {
-        Endpoint::Service(called) => {
-            called.namespace == pod.namespace
-                && (pod.services.contains(&called.name)
-                    || service
-                        .as_ref()
-                        .is_some_and(|service| service.name == called.name))
+/// What a client can have called that does not say which pod answered.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Called<'t> {
+    Service { namespace: &'t str, name: &'t str },
+    Node(&'t str),
+}
+
+impl<'t> Called<'t> {
+    fn of(endpoint: &'t Endpoint) -> Option<Self> {
+        match endpoint {
+            Endpoint::Service(service) => Some(Self::Service {
+                namespace: &service.namespace,
+                name: &service.name,
+            }),
+            Endpoint::Node(node) => Some(Self::Node(&node.name)),
+            Endpoint::Pod { .. } | Endpoint::External(_) => None,
         }
-        Endpoint::Node(node) => pod.host_network && pod.node.as_deref() == Some(node.name.as_str()),
-        Endpoint::Pod { .. } | Endpoint::External(_) => false,
+    }
+
+    /// All calls that `server` can have answered, each once: to the services that select it, and to its node if it is in
+    /// that one's network.
+    fn answered_by(server: &'t Endpoint) -> Vec<Self> {
+        let Endpoint::Pod { pod, service } = server else {
+            return Vec::new();
+        };
+        let named = service.iter().map(|service| &service.name);
+        let others = pod.services.iter();
+        let mut names: Vec<&String> = named.chain(others).collect();
+        names.sort_unstable();
+        names.dedup();
+        let services = names.into_iter().map(|name| Self::Service {
+            namespace: &pod.namespace,
+            name,
+        });
+        let node = pod.node.as_deref().filter(|_| pod.host_network);
+        services.chain(node.map(Self::Node)).collect()
+    }
+}
+
+/// Servers' observations, found by what the client can have called. A client may call very many.
+#[derive(Default)]
+struct Answers<'t, 'a> {
+    by_server: HashMap<End<'a>, Vec<Pair<'a>>>,
+    by_called: HashMap<Called<'t>, Vec<Pair<'a>>>,
+}
+
+impl<'a> Answers<'_, 'a> {
+    /// Those of this server; sorted.
+    fn at(&self, server: End<'a>) -> &[Pair<'a>] {
+        self.by_server.get(&server).map_or(&[], Vec::as_slice)
+    }
+
+    /// Those that can have answered a call to this service or node; sorted.
+    fn to<'s>(&'s self, called: &'s Endpoint) -> &'s [Pair<'a>] {
+        Called::of(called)
+            .and_then(|called| self.by_called.get(&called))
+            .map_or(&[], Vec::as_slice)
     }
 }

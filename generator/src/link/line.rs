@@ -18,11 +18,14 @@ use flow::time::Timestamp;
 use jiff::{civil::DateTime, tz::TimeZone};
 use memchr::{
     memchr,
-    memmem::{Finder, FinderRev},
+    memmem::{self, Finder, FinderRev},
 };
 
 /// What marks the lines that are about connections.
 const MARK: &[u8] = b" [CONN] [";
+
+/// What the probe's lines begin with, if nothing stands before it.
+const PROBE: &[u8] = b"<probe>";
 
 /// What stands before the time.
 const LEVEL: &[u8] = b" INFO: ";
@@ -89,6 +92,30 @@ impl Parser {
         let Some(mark) = self.mark.find(line) else {
             return Ok(None);
         };
+        self.parse_marked(line, mark)
+    }
+
+    /// As [`parse`](Self::parse), of a line that no line feed ends: it may have been cut before the mark.
+    pub(super) fn parse_unended<'a>(
+        &mut self,
+        line: &'a [u8],
+    ) -> Result<Option<Connection<'a>>, Problem> {
+        match self.mark.find(line) {
+            Some(mark) => self.parse_marked(line, mark),
+            None if memmem::find(line, PROBE).is_some() => Err(Problem {
+                offset: 0,
+                field: ".",
+                message: "the log ends within the line".to_owned(),
+            }),
+            None => Ok(None),
+        }
+    }
+
+    fn parse_marked<'a>(
+        &mut self,
+        line: &'a [u8],
+        mark: usize,
+    ) -> Result<Option<Connection<'a>>, Problem> {
         let body = mark + MARK.len();
         let whole = |message: &str| Problem {
             offset: 0,
@@ -532,11 +559,14 @@ mod tests {
     fn a_line_cut_anywhere_is_refused_or_tells_of_nothing() {
         for line in [ACCEPT, TRACKED] {
             for end in 0..line.len() {
-                match parse(&line[..end]) {
-                    Ok(None) => assert!(!line[..end].contains(" [CONN] ["), "{end}"),
+                let cut = &line[..end];
+                match parse(cut) {
+                    Ok(None) => assert!(!cut.contains(" [CONN] ["), "{end}"),
                     Ok(Some(connection)) => panic!("{connection:?}"),
                     Err(problem) => assert_eq!(problem.field, "."),
                 }
+                let at_the_end = Parser::new().parse_unended(cut.as_bytes());
+                assert_eq!(at_the_end.is_err(), end >= "<probe>".len(), "{end}");
             }
         }
     }

@@ -230,7 +230,8 @@ impl<'a> Worker<'a> {
         let unended = (text.last() != Some(&b'\n')).then_some(text.len());
         let mut start = 0;
         for end in memchr_iter(b'\n', text).chain(unended) {
-            self.line(&text[start..end], counts, &mut piece.records);
+            let is_ended = Some(end) != unended;
+            self.line(&text[start..end], is_ended, counts, &mut piece.records);
             counts.lines += 1;
             start = end + 1;
             let is_over = self.options.on_bad_line == OnBadLine::Refuse && counts.skipped > 0;
@@ -240,12 +241,17 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn line(&mut self, line: &[u8], counts: &mut Counts, records: &mut Vec<u8>) {
+    fn line(&mut self, line: &[u8], is_ended: bool, counts: &mut Counts, records: &mut Vec<u8>) {
         if line.len() > MAX_LINE_BYTES {
             counts.add_problem(Fault::TooLong);
             return;
         }
-        match self.parser.parse(line) {
+        let parsed = if is_ended {
+            self.parser.parse(line)
+        } else {
+            self.parser.parse_unended(line)
+        };
+        match parsed {
             Ok(None) => {}
             Ok(Some(connection)) => {
                 match render(&connection, &mut self.names, self.options.external, records) {

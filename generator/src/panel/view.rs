@@ -160,15 +160,6 @@ fn row(connection: &Connection, qualified: bool, quiet: Duration) -> Row {
         evidence.seen_by.name().to_owned(),
         pods,
         table::time(evidence.last_seen),
-        rounded(quiet),
+        table::rounded(quiet),
     ]
-}
-
-/// The largest unit of which there is at least one, rounded down.
-fn rounded(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let units = [(24 * 60 * 60, 'd'), (60 * 60, 'h'), (60, 'm')];
-    let unit = units.into_iter().find(|(length, _)| seconds >= *length);
-    let (length, name) = unit.unwrap_or((1, 's'));
-    format!("{}{name}", seconds / length)
 }

@@ -14,9 +14,9 @@ use flow::{
 use super::{
     blocks,
     cluster::Cluster,
-    ends::{Ends, TargetIndex},
+    ends::{Ends, PodIndex, TargetIndex},
     evidence::Gathered,
-    manifest, name,
+    manifest, minimal, name,
     notice::{Notice, Reason},
     options::{Enforcer, Options, OwnNode, Since},
     peer::{Peer, Peers},
@@ -31,12 +31,13 @@ use crate::ledger::Edge;
 #[must_use]
 pub fn plan<'a>(edges: &'a [Edge], options: &'a Options) -> Plan<'a> {
     let cluster = Cluster::new(edges);
-    let ends = Ends::new(&cluster, edges, options);
+    let mut ends = Ends::new(&cluster, edges, options);
     let until = edges.iter().map(|edge| edge.last_seen).max();
     let until = until.unwrap_or_default();
     let mut builder = Builder {
         edges,
         options,
+        cluster: &cluster,
         ends: &ends,
         openings: BTreeMap::new(),
         notices: BTreeSet::new(),
@@ -58,6 +59,7 @@ pub fn plan<'a>(edges: &'a [Edge], options: &'a Options) -> Plan<'a> {
         // Two blocks may have all IPv6 addresses each.
         *sum = sum.saturating_add(merged);
     }
+    minimal::reduce(&mut openings, &cluster, &mut ends, edges);
     let (policies, places) = drafts(&cluster, &ends, &openings, &added, edges);
     let mut rules = Vec::new();
     for ((target, direction), directed) in openings {
@@ -94,19 +96,22 @@ pub fn plan<'a>(edges: &'a [Edge], options: &'a Options) -> Plan<'a> {
     }
 }
 
+/// What the policies let through.
+pub(super) type Openings = BTreeMap<(TargetIndex, Direction), Directed>;
+
 /// The ports and peers of one direction of one policy.
-type Directed = BTreeMap<Key, Opening>;
+pub(super) type Directed = BTreeMap<Key, Opening>;
 
 /// One port of one peer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    peer: Other,
-    protocol: Protocol,
-    port: u16,
+pub(super) struct Key {
+    pub(super) peer: Other,
+    pub(super) protocol: Protocol,
+    pub(super) port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Other {
+pub(super) enum Other {
     /// Covered by the rule for DNS.
     Dns,
     Peer(Peer),
@@ -125,16 +130,18 @@ impl Other {
 }
 
 #[derive(Debug, Default)]
-struct Opening {
-    gathered: Gathered,
-    edges: Vec<u32>,
+pub(super) struct Opening {
+    pub(super) gathered: Gathered,
+    /// Sorted.
+    pub(super) edges: Vec<u32>,
 }
 
 struct Builder<'a> {
     edges: &'a [Edge],
     options: &'a Options,
+    cluster: &'a Cluster<'a>,
     ends: &'a Ends,
-    openings: BTreeMap<(TargetIndex, Direction), Directed>,
+    openings: Openings,
     notices: BTreeSet<Notice>,
 }
 
@@ -172,22 +179,22 @@ impl Builder<'_> {
         if targets.is_empty() {
             return Ok(());
         }
-        let has_rule_for_dns = match direction {
-            Direction::Egress => true,
-            // Pods only: what comes from a node's network or from outside is not let in by the rule.
-            Direction::Ingress => {
-                matches!(&edge.client, Endpoint::Pod { pod, .. } if !pod.host_network)
-            }
+        let is_covered = |target: &&TargetIndex| match direction {
+            Direction::Egress => self.is_cluster_dns(edge),
+            Direction::Ingress => self.is_query_to(**target, edge),
         };
-        let covered = has_rule_for_dns && self.options.allow_dns && is_cluster_dns(edge);
-        let mut peers = if covered {
-            vec![Other::Dns]
-        } else {
-            match outside.peers.as_ref().map_err(|reason| *reason)? {
-                Peers::These(peers) => peers.iter().cloned().map(Other::Peer).collect(),
-                Peers::Address | Peers::Unlabelled => vec![Other::Peer(Peer::address(address))],
-                Peers::External => vec![Other::External(address.to_canonical())],
-            }
+        let (covered, targets): (Vec<&TargetIndex>, Vec<&TargetIndex>) =
+            targets.iter().partition(is_covered);
+        for target in covered {
+            self.open(*target, direction, Other::Dns, index, inside.pod);
+        }
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let mut peers: Vec<Other> = match outside.peers.as_ref().map_err(|reason| *reason)? {
+            Peers::These(peers) => peers.iter().cloned().map(Other::Peer).collect(),
+            Peers::Address | Peers::Unlabelled => vec![Other::Peer(Peer::address(address))],
+            Peers::External => vec![Other::External(address.to_canonical())],
         };
         if self.options.enforcer == Enforcer::WeaveNpc && peers.iter().any(is_ipv6) {
             peers.retain(|peer| !is_ipv6(peer));
@@ -196,23 +203,58 @@ impl Builder<'_> {
             }
             self.notices.insert(Notice::new(edge, Reason::Ipv6));
         }
-        if !covered && matches!(outside.peers, Ok(Peers::Unlabelled)) {
+        if matches!(outside.peers, Ok(Peers::Unlabelled)) {
             self.notices.insert(Notice::new(edge, Reason::ByAddress));
         }
         for target in targets {
-            let directed = self.openings.entry((*target, direction)).or_default();
             for peer in &peers {
-                let key = Key {
-                    peer: peer.clone(),
-                    protocol: edge.protocol,
-                    port: edge.port,
-                };
-                let opening = directed.entry(key).or_default();
-                opening.gathered.add(edge, inside.pod);
-                opening.edges.push(index);
+                self.open(*target, direction, peer.clone(), index, inside.pod);
             }
         }
         Ok(())
+    }
+
+    fn open(
+        &mut self,
+        target: TargetIndex,
+        direction: Direction,
+        peer: Other,
+        index: u32,
+        inside: Option<PodIndex>,
+    ) {
+        let edge = &self.edges[index as usize];
+        let directed = self.openings.entry((target, direction)).or_default();
+        let key = Key {
+            peer,
+            protocol: edge.protocol,
+            port: edge.port,
+        };
+        let opening = directed.entry(key).or_default();
+        opening.gathered.add(edge, inside);
+        opening.edges.push(index);
+    }
+
+    /// Whether the rule by which every policy lets its pods ask the cluster's DNS covers the edge.
+    fn is_cluster_dns(&self, edge: &Edge) -> bool {
+        let answers = match &edge.server {
+            Endpoint::Pod { pod, .. } => !pod.host_network && manifest::are_of_dns(&pod.labels),
+            Endpoint::Service(service) => {
+                let mut pods = self.cluster.pods_of(service).peekable();
+                manifest::are_of_dns(&service.selector)
+                    || pods.peek().is_some() && pods.all(|pod| manifest::are_of_dns(&pod.labels))
+            }
+            Endpoint::Node(_) | Endpoint::External(_) => false,
+        };
+        self.options.allow_dns && is_query(edge) && answers
+    }
+
+    /// Whether the rule by which a policy lets all pods ask the cluster's DNS, if it governs that, covers the edge. What
+    /// comes from a node's network or from outside it does not let in.
+    fn is_query_to(&self, target: TargetIndex, edge: &Edge) -> bool {
+        self.options.allow_dns
+            && is_query(edge)
+            && matches!(&edge.client, Endpoint::Pod { pod, .. } if !pod.host_network)
+            && self.cluster.has_dns_in(self.ends.target(target))
     }
 }
 
@@ -283,7 +325,7 @@ fn merge_external(directed: &mut Directed, options: &Options) -> u128 {
 fn drafts(
     cluster: &Cluster<'_>,
     ends: &Ends,
-    openings: &BTreeMap<(TargetIndex, Direction), Directed>,
+    openings: &Openings,
     added: &HashMap<TargetIndex, u128>,
     edges: &[Edge],
 ) -> (Vec<Draft>, HashMap<TargetIndex, usize>) {
@@ -342,14 +384,7 @@ pub(super) fn is_from_own_node(edge: &Edge) -> bool {
     node.is_some() && node == server.node.as_deref() && !server.host_network
 }
 
-/// Whether the rule for DNS covers the edge.
-fn is_cluster_dns(edge: &Edge) -> bool {
-    let labels = match &edge.server {
-        Endpoint::Pod { pod, .. } if !pod.host_network => &pod.labels,
-        Endpoint::Service(service) => &service.selector,
-        _ => return false,
-    };
-    edge.port == manifest::DNS_PORT
-        && matches!(edge.protocol, Protocol::Tcp | Protocol::Udp)
-        && manifest::are_of_dns(labels)
+/// Whether it goes to the port on which DNS is served.
+fn is_query(edge: &Edge) -> bool {
+    edge.port == manifest::DNS_PORT && matches!(edge.protocol, Protocol::Tcp | Protocol::Udp)
 }

@@ -15,28 +15,33 @@ use super::{
     manifest::are_of_dns,
     target::Target,
 };
-use crate::ledger::Edge;
+use crate::{label_index::LabelIndex, ledger::Edge};
 
 /// Namespace, kind and name of a controller.
 pub(super) type WorkloadKey = (String, String, String);
 
 /// The pods, workloads and services that are ends of edges.
 pub(super) struct Cluster<'a> {
-    pods: BTreeMap<PodId, &'a Pod>,
+    pods: BTreeSet<PodId>,
     /// Of each workload the stable labels that all its pods have.
     workloads: BTreeMap<WorkloadKey, Labels>,
     services: BTreeMap<(&'a str, &'a str), &'a Service>,
     /// Namespace and labels of what answers for the cluster's DNS: pods, and selectors of services.
     dns: BTreeSet<(&'a str, &'a Labels)>,
+    /// The pods with addresses of their own, by their labels.
+    labelled: LabelIndex,
+    by_number: Vec<&'a Pod>,
 }
 
 impl<'a> Cluster<'a> {
     pub(super) fn new(edges: &'a [Edge]) -> Self {
         let mut cluster = Self {
-            pods: BTreeMap::new(),
+            pods: BTreeSet::new(),
             workloads: BTreeMap::new(),
             services: BTreeMap::new(),
             dns: BTreeSet::new(),
+            labelled: LabelIndex::default(),
+            by_number: Vec::new(),
         };
         for edge in edges {
             for endpoint in [&edge.client, &edge.server] {
@@ -54,8 +59,12 @@ impl<'a> Cluster<'a> {
     }
 
     fn add_pod(&mut self, pod: &'a Pod) {
-        if self.pods.insert(PodId::of(pod), pod).is_some() {
+        if !self.pods.insert(PodId::of(pod)) {
             return;
+        }
+        if !pod.host_network {
+            self.labelled.add(self.by_number.len(), &pod.labels);
+            self.by_number.push(pod);
         }
         if are_of_dns(&pod.labels) && !pod.host_network {
             self.dns.insert((&pod.namespace, &pod.labels));
@@ -116,13 +125,22 @@ impl<'a> Cluster<'a> {
             })
     }
 
-    /// The pods with addresses of their own that a service selects.
-    pub(super) fn pods_of(&self, service: &Service) -> impl Iterator<Item = &'a Pod> {
-        self.pods.values().copied().filter(|pod| {
-            pod.namespace == service.namespace
-                && !pod.host_network
-                && selects(&service.selector, &pod.labels)
-        })
+    /// The pods with addresses of their own that a service selects; none if it has no selector.
+    pub(super) fn pods_of<'s>(
+        &'s self,
+        service: &'s Service,
+    ) -> impl Iterator<Item = &'a Pod> + 's {
+        let pairs = service
+            .selector
+            .iter()
+            .map(|(key, value)| (&**key, &**value));
+        let candidates = self.labelled.rarest(pairs).unwrap_or_default();
+        candidates
+            .iter()
+            .map(|number| self.by_number[*number])
+            .filter(|pod| {
+                pod.namespace == service.namespace && selects(&service.selector, &pod.labels)
+            })
     }
 }
 

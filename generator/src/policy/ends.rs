@@ -113,12 +113,22 @@ impl Ends {
         (&self.ends[client], &self.ends[server])
     }
 
+    /// Where client and server of an edge stand among the ends.
+    pub(super) fn places_of_edge(&self, edge: u32) -> (usize, usize) {
+        self.of_edges[edge as usize]
+    }
+
     pub(super) fn group(&self, id: GroupId) -> &Group {
         &self.groups[id]
     }
 
     pub(super) fn target(&self, index: TargetIndex) -> &Target {
         &self.targets[index]
+    }
+
+    /// Counts a pod among those that a policy governs.
+    pub(super) fn govern(&mut self, index: TargetIndex, pod: PodIndex) {
+        self.governed[index].insert(pod);
     }
 
     /// How many pods a policy governs.

@@ -48,7 +48,9 @@ impl SeenBy {
         }
     }
 
-    fn and(self, other: Self) -> Self {
+    /// Of connections seen here and there.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
         if self == other { self } else { Self::Both }
     }
 

@@ -12,6 +12,7 @@ mod ends;
 mod evidence;
 mod labels;
 mod manifest;
+mod minimal;
 mod name;
 mod notice;
 mod options;

@@ -11,7 +11,7 @@ use super::{
 use crate::syntax::is_dns_label;
 
 /// The other end of a rule. The order is that of the rules in a policy.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Peer {
     /// Pods of a namespace, by labels; never without labels.
     Pods {

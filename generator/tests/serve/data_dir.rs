@@ -6,7 +6,7 @@ use serde_json::Value;
 use sqlx::{ConnectOptions as _, sqlite::SqliteConnectOptions};
 
 use crate::{
-    client::{Client, flow},
+    client::{Client, batch_with_losses, flow},
     generator::{Generator, export, run},
 };
 
@@ -166,4 +166,52 @@ fn without_one_a_restart_forgets() {
     let generator = Generator::start(&[]);
     let line = generator.wait_for_log("a restart forgets it");
     assert!(line.contains("WARN"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_are_made_and_judged_from_it_while_it_is_in_use() {
+    let data = tempfile::tempdir().unwrap();
+    let generator = Generator::on(data.path(), &[]);
+    let (mut agent, _) = Client::join(generator.address, "one").await;
+    agent.deliver(1, vec![flow("web", "db", 5432, 7)]).await;
+    agent
+        .say(&batch_with_losses(2, Vec::new(), &[("ring_full", 3)]))
+        .await;
+    agent.hear().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (data_dir, folder) = (
+        data.path().to_str().unwrap(),
+        folder.path().to_str().unwrap(),
+    );
+    let stdout = |args: &[&str]| {
+        let output = run(&[args, &["--data-dir", data_dir]].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            (output.status.code(), stderr.as_str()),
+            (Some(0), ""),
+            "{args:?}"
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let summary = stdout(&["generate", "-A", "-a", "-o", folder]);
+    assert!(summary.contains("flows allowed: 1, denied: 0"), "{summary}");
+    let lost = ": 3 observations lost: ring_full: connections may be missing\n";
+    assert!(summary.contains(lost), "{summary}");
+    let audit = stdout(&["audit", "-p", folder]);
+    assert!(audit.starts_with("flows: 1 judged, 1 allowed, "), "{audit}");
+    let explanation = stdout(&["explain", "-p", folder, "shop/policy-db"]);
+    assert!(explanation.contains("connections: 7, "), "{explanation}");
+    stdout(&["diff", "-p", folder, "-p", folder]);
+
+    let empty = tempfile::tempdir().unwrap();
+    let empty = empty.path().to_str().unwrap();
+    for (args, reason) in [
+        (["--data-dir", empty].as_slice(), "holds no ledger"),
+        (&[], "flow records are missing: -f FILE, or --data-dir DIR"),
+    ] {
+        let output = run(&[&["audit", "-p", folder], args].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(reason), "{stderr}");
+    }
 }

@@ -66,7 +66,7 @@ fn line(edge: &Edge) -> String {
         edge.server,
         edge.port,
         edge.protocol,
-        generator::table::seen_by(edge)
+        generator::policy::SeenBy::of(edge).name()
     )
 }
 

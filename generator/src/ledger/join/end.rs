@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use flow::observations::{Identity, PodId};
 
 /// An [`Identity`] whose address can be replaced by the one that the other side saw.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum End<'a> {
     Pod(&'a PodId),
     HostPod(&'a PodId, IpAddr),

@@ -1,6 +1,8 @@
 //! Policies as text: what each selects, and what each lets through.
 
+mod api_server;
 mod golden;
+mod minimal;
 mod properties;
 
 use std::sync::Arc;
@@ -116,6 +118,58 @@ fn with_labels(name: &str, pairs: &[(&str, &str)]) -> Pod {
         labels: labels(pairs).into(),
         ..pod("shop", name, "node-1")
     }
+}
+
+#[test]
+fn what_two_policies_would_allow_stands_in_one() {
+    let selected_by = |service_name: &str, selector: &[(&str, &str)], pods: &[(&str, &str)]| {
+        let mut service = (*service("shop", service_name)).clone();
+        service.selector = labels(selector);
+        let mut pod = with_labels(service_name, pods);
+        pod.services = vec![service_name.to_owned()].into();
+        Endpoint::Pod {
+            pod: Arc::new(pod),
+            service: Some(Arc::new(service)),
+        }
+    };
+    // Two services with one selector, as a headless one beside an ordinary one, and one of some of the pods.
+    let app = [("app", "db")];
+    let primary = [("app", "db"), ("role", "primary")];
+    check(
+        [
+            record(Ingress, web(), selected_by("db", &app, &app), 3306, 1),
+            record(
+                Ingress,
+                web(),
+                selected_by("db-headless", &app, &app),
+                3306,
+                1,
+            ),
+            record(
+                Ingress,
+                web(),
+                selected_by("db-primary", &primary, &primary),
+                3306,
+                1,
+            ),
+            record(
+                Ingress,
+                web(),
+                selected_by("db-primary", &primary, &primary),
+                3307,
+                1,
+            ),
+        ],
+        &[
+            "policy-db {app=db}",
+            "policy-db < {shop}{app=web} 3306/TCP",
+            "policy-db-primary {app=db,role=primary}",
+            "policy-db-primary < {shop}{app=web} 3307/TCP",
+            "policy-web {app=web}",
+            "policy-web > {shop}{app=db} 3306/TCP",
+            "policy-web > {shop}{app=db,role=primary} 3307/TCP",
+        ],
+    );
 }
 
 #[test]
@@ -490,7 +544,7 @@ fn the_clusters_dns_answers_all_pods() {
         policies(Granularity::Namespace, true),
         [
             "policy-kube-system < {} 53/TCP 53/UDP",
-            "policy-kube-system < {shop}{app=web} 53/TCP 9153/TCP",
+            "policy-kube-system < {shop}{app=web} 9153/TCP",
         ]
     );
     assert_eq!(

@@ -13,7 +13,7 @@ use super::*;
 use crate::policy::build::is_from_own_node;
 use crate::samples::any_records;
 
-fn any_options() -> impl Strategy<Value = Options> {
+pub(super) fn any_options() -> impl Strategy<Value = Options> {
     let blocks = (0..=32_u8, 0..=128_u8, 0..3_usize, any::<bool>()).prop_map(
         |(max_prefix4, max_prefix6, group, exact)| {
             if exact {
@@ -385,6 +385,9 @@ proptest! {
         let synthesis = synthesise(&ledger(records).edges(), &options);
         let files = synthesis.files(&options.namespaces).unwrap();
         prop_assert_eq!(files.len(), synthesis.policies.len());
+        for policy in &synthesis.policies {
+            prop_assert_eq!(api_server::complaints(policy), [""; 0]);
+        }
         let mut read: Vec<NetworkPolicy> = files
             .values()
             .map(|text| serde_yaml::from_str(text).unwrap())

@@ -6,13 +6,13 @@ use flow::endpoint::Labels;
 
 /// Numbers of labelled things, by each of their labels.
 #[derive(Clone, Debug, Default)]
-pub(super) struct LabelIndex {
+pub(crate) struct LabelIndex {
     /// Key → value → numbers, in the order in which they were added.
     by_key: HashMap<String, HashMap<String, Vec<usize>>>,
 }
 
 impl LabelIndex {
-    pub(super) fn add(&mut self, number: usize, labels: &Labels) {
+    pub(crate) fn add(&mut self, number: usize, labels: &Labels) {
         for (key, value) in labels {
             let values = self.by_key.entry(key.clone()).or_default();
             values.entry(value.clone()).or_default().push(number);
@@ -20,7 +20,7 @@ impl LabelIndex {
     }
 
     /// What has that label of `pairs` which the fewest have; `None` if there are no pairs.
-    pub(super) fn rarest<'a>(
+    pub(crate) fn rarest<'a>(
         &self,
         pairs: impl Iterator<Item = (&'a str, &'a str)>,
     ) -> Option<&[usize]> {
