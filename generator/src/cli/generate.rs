@@ -12,7 +12,7 @@ use super::{
     report::Report,
 };
 use crate::{
-    evaluate::{Compiler, World, prove},
+    evaluate::{Policies, World, prove},
     flows::Input,
     folder,
     ledger::Edge,
@@ -78,11 +78,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
             None => return Ok(()),
         }
     };
-    let mut compiler = Compiler::default();
-    for policy in plan.manifests(&chosen) {
-        compiler.add(&policy).map_err(Failure::other)?;
-    }
-    let policies = compiler.finish();
+    let policies = Policies::compile(plan.manifests(&chosen)).map_err(Failure::other)?;
     let proof = prove(edges, &policies, &World::of_edges(edges));
     let files = plan.files(&chosen).map_err(Failure::other)?;
     let changes = folder::write(&folder, &files, &options.namespaces).map_err(Failure::other)?;

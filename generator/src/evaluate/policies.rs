@@ -2,7 +2,7 @@
 
 mod compile;
 
-use std::{collections::HashMap, fmt, net::IpAddr};
+use std::{borrow::Borrow, collections::HashMap, fmt, net::IpAddr};
 
 use flow::record::Direction;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -89,12 +89,12 @@ impl Policies {
     ///
     /// # Errors
     /// At the first policy that the API server would refuse.
-    pub fn compile<'a>(
-        policies: impl IntoIterator<Item = &'a NetworkPolicy>,
+    pub fn compile(
+        policies: impl IntoIterator<Item: Borrow<NetworkPolicy>>,
     ) -> Result<Self, InvalidPolicy> {
         let mut compiler = Compiler::default();
         for policy in policies {
-            compiler.add(policy)?;
+            compiler.add(policy.borrow())?;
         }
         Ok(compiler.finish())
     }

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use super::keeper::{Snapshot, SnapshotRequest};
 use crate::{
+    evaluate::{InvalidPolicy, Policies, Proof, World, prove},
     folder::{self, Changes, FolderError},
     policy::{self, Notice, Options, Reason, UDP_IS_NOT_SEEN},
 };
@@ -40,6 +41,9 @@ pub enum PublishError {
     /// A policy cannot be expressed in YAML.
     #[error("cannot write a policy as YAML: {0}")]
     Yaml(#[from] serde_json::Error),
+    /// A policy is none that the API server would take.
+    #[error(transparent)]
+    Invalid(#[from] InvalidPolicy),
     /// The task that wrote it did not come to its end.
     #[error("cannot write the folder: {0}")]
     Task(#[from] JoinError),
@@ -53,6 +57,8 @@ pub(super) struct Publisher {
     shown: Option<u64>,
     /// How many notices of each reason were logged last.
     noticed: Option<BTreeMap<Reason, usize>>,
+    /// How many edges the policies denied when that was last said.
+    denied: usize,
     /// Whether the last attempt failed: a folder that cannot be written stays so for a while, and is logged once.
     failing: bool,
 }
@@ -63,6 +69,7 @@ impl Publisher {
             publication: Arc::new(publication),
             shown: None,
             noticed: None,
+            denied: 0,
             failing: false,
         }
     }
@@ -81,16 +88,24 @@ impl Publisher {
         let write = move || {
             let plan = policy::plan(&snapshot.edges, &publication.options);
             let namespaces = &publication.options.namespaces;
-            let files = plan.files(&plan.all())?;
+            let all = plan.all();
+            let files = plan.files(&all)?;
             if files.is_empty() {
                 return Ok(None);
             }
+            let policies = Policies::compile(plan.manifests(&all))?;
+            let proof = prove(
+                &snapshot.edges,
+                &policies,
+                &World::of_edges(&snapshot.edges),
+            );
             let changes = folder::write(&publication.folder, &files, namespaces)?;
-            report(&publication, &snapshot, files.len(), &changes);
-            Ok::<_, PublishError>(Some(counts(&plan.notices)))
+            report(&publication, &snapshot, &proof, files.len(), &changes);
+            Ok::<_, PublishError>(Some((counts(&plan.notices), proof)))
         };
-        if let Some(noticed) = tokio::task::spawn_blocking(write).await?? {
+        if let Some((noticed, proof)) = tokio::task::spawn_blocking(write).await?? {
             self.notice(noticed);
+            self.warn_of_denied(&proof);
         }
         self.shown = Some(revision);
         self.failing = false;
@@ -112,6 +127,20 @@ impl Publisher {
             info!(edges = 0, %reason, "notice");
         }
         *before = counts;
+    }
+
+    /// One line when it has changed how many connections that were seen the policies do not allow: those that were left out,
+    /// each for a reason that a notice has.
+    fn warn_of_denied(&mut self, proof: &Proof) {
+        let denied = proof.denied.len();
+        if denied != self.denied
+            && let Some(first) = proof.denied.first()
+        {
+            let (client, server) = (&first.client, &first.server);
+            let (port, protocol) = (first.port, first.protocol);
+            warn!(denied, client, server, port, %protocol, "the policies deny edges that were seen, such as this");
+        }
+        self.denied = denied;
     }
 
     /// Publishes each change until the keeper has ended.
@@ -155,7 +184,13 @@ fn counts(notices: &[Notice]) -> BTreeMap<Reason, usize> {
 }
 
 /// One line, where there is something to say.
-fn report(publication: &Publication, snapshot: &Snapshot, policies: usize, changes: &Changes) {
+fn report(
+    publication: &Publication,
+    snapshot: &Snapshot,
+    proof: &Proof,
+    policies: usize,
+    changes: &Changes,
+) {
     if changes.written.is_empty() && changes.removed.is_empty() {
         return;
     }
@@ -165,6 +200,9 @@ fn report(publication: &Publication, snapshot: &Snapshot, policies: usize, chang
         written = changes.written.len(),
         removed = changes.removed.len(),
         edges = snapshot.edges.len(),
+        allowed = proof.allowed,
+        denied = proof.denied.len(),
+        open_but_never_seen = proof.never_seen,
         lost = snapshot.losses.total(),
         "policy folder is up to date"
     );

@@ -66,6 +66,10 @@ async fn follows_the_flows() {
     agent.deliver(1, vec![flow("web", "db", 5432, 1)]).await;
     let first = wait_for_files(&folder, &["own.yaml", "policy-db.yaml", "policy-web.yaml"]);
     assert!(first["policy-db.yaml"].contains("port: 5432"), "{first:?}");
+    let line = generator.wait_for_log("policy folder is up to date");
+    for proven in ["allowed=1", "denied=0", "open_but_never_seen=0"] {
+        assert!(line.contains(proven), "{line}");
+    }
     assert!(
         !first["policy-web.yaml"].contains("port: 53\n"),
         "{first:?}"
