@@ -11,16 +11,35 @@ pub mod types;
 
 /// Names of the kernel programs and maps, as the agent looks them up in the object.
 pub mod name {
-    /// The BTF tracepoint program.
-    pub const STATE_BTF: &str = "inet_sock_set_state_btf";
-    /// The classic tracepoint program.
-    pub const STATE_CLASSIC: &str = "inet_sock_set_state_classic";
+    /// The BTF tracepoint programs: the one that counts connections by flow, and the one that tells them apart.
+    pub const STATE_BTF: [&str; 2] = ["inet_sock_set_state_btf", "connections_btf"];
+    /// The classic tracepoint programs, likewise.
+    pub const STATE_CLASSIC: [&str; 2] = ["inet_sock_set_state_classic", "connections_classic"];
+    /// The programs that see datagrams: those that arrive, and those that leave.
+    pub const UDP_INGRESS: &str = "udp_ingress";
+    /// See [`UDP_INGRESS`].
+    pub const UDP_EGRESS: &str = "udp_egress";
+    /// The programs that see the addresses that processes send datagrams to.
+    pub const UDP_ADDRESS: [&str; 4] = [
+        "udp_connect4",
+        "udp_connect6",
+        "udp_sendmsg4",
+        "udp_sendmsg6",
+    ];
+    /// The programs that see who binds a UDP socket.
+    pub const UDP_BIND: [&str; 2] = ["udp_bind4", "udp_bind6"];
     /// The two generations of the map of flows.
     pub const FLOWS: [&str; 2] = ["FLOWS_A", "FLOWS_B"];
     /// The array of one map that says which generation is written to.
     pub const ACTIVE_FLOWS: &str = "ACTIVE_FLOWS";
     /// The ring buffer for what found no room.
     pub const OVERFLOW: &str = "OVERFLOW";
+    /// UDP sockets' peers.
+    pub const PEERS: &str = "PEERS";
+    /// Open connections by socket.
+    pub const OPEN: &str = "OPEN";
+    /// The ring buffer of what happens to single connections.
+    pub const CONNECTIONS: &str = "CONNECTIONS";
     /// Connecting processes by socket.
     pub const CONNECT_OWNERS: &str = "CONNECT_OWNERS";
     /// Listening processes by address.

@@ -14,10 +14,21 @@ pub enum Loss {
     ConnectOwnersFull = 3,
     /// A listening process was not remembered: its flows may lack pid and name.
     ListenersFull = 4,
+    /// A datagram of an unknown peer was not looked at: the map of peers was full.
+    UdpPeersFull = 5,
+    /// An address that a process named was not remembered, for the same reason: answers from behind a translation may look
+    /// like a client's.
+    UdpNamesFull = 6,
+    /// A connection that was to be told apart was counted with others of its flow: the ring buffer was full.
+    ConnectionsAdded = 7,
+    /// The end of a connection was not reported: the ring buffer was full.
+    ClosesLost = 8,
+    /// A connection's beginning was not remembered: the map of open ones was full, so its end will not be reported.
+    OpenFull = 9,
 }
 
 /// The number of counters.
-pub const LOSSES: u32 = 5;
+pub const LOSSES: u32 = 10;
 
 impl Loss {
     /// All reasons, in the order of their counters.
@@ -27,6 +38,11 @@ impl Loss {
         Self::NoActiveMap,
         Self::ConnectOwnersFull,
         Self::ListenersFull,
+        Self::UdpPeersFull,
+        Self::UdpNamesFull,
+        Self::ConnectionsAdded,
+        Self::ClosesLost,
+        Self::OpenFull,
     ];
 
     /// The reason's name in batches, logs and metrics.
@@ -38,6 +54,11 @@ impl Loss {
             Self::NoActiveMap => "no_active_map",
             Self::ConnectOwnersFull => "connect_owners_full",
             Self::ListenersFull => "listeners_full",
+            Self::UdpPeersFull => "udp_peers_full",
+            Self::UdpNamesFull => "udp_names_full",
+            Self::ConnectionsAdded => "connections_added_up",
+            Self::ClosesLost => "closes_lost",
+            Self::OpenFull => "open_connections_full",
         }
     }
 }

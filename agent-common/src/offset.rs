@@ -19,7 +19,7 @@ const fn field(global: &'static str, root: &'static str, path: &'static [&'stati
 }
 
 /// What the BTF tracepoint program reads of every socket, in bytes from `struct sock`.
-pub const SOCKET: [Field; 8] = [
+pub const SOCKET: [Field; 9] = [
     field("SK_FAMILY", "sock", &["__sk_common", "skc_family"]),
     field("SK_LOCAL_V4", "sock", &["__sk_common", "skc_rcv_saddr"]),
     field("SK_REMOTE_V4", "sock", &["__sk_common", "skc_daddr"]),
@@ -28,6 +28,14 @@ pub const SOCKET: [Field; 8] = [
     field("SK_LOCAL_PORT", "sock", &["__sk_common", "skc_num"]),
     field("SK_REMOTE_PORT", "sock", &["__sk_common", "skc_dport"]),
     field("SK_PROTOCOL", "sock", &["sk_protocol"]),
+    field("SK_SOCKET", "sock", &["sk_socket"]),
+];
+
+/// What is read of a TCP socket that has ended, in bytes from `struct tcp_sock`, which begins with the `struct sock`.
+pub const BYTES: [Field; 3] = [
+    field("TCP_BYTES_SENT", "tcp_sock", &["bytes_sent"]),
+    field("TCP_BYTES_AGAIN", "tcp_sock", &["bytes_retrans"]),
+    field("TCP_BYTES_RECEIVED", "tcp_sock", &["bytes_received"]),
 ];
 
 /// The way from a socket to its network namespace's inode number.

@@ -9,6 +9,8 @@ pub const ESTABLISHED: i32 = 1;
 pub const SYN_SENT: i32 = 2;
 /// `TCP_SYN_RECV`.
 pub const SYN_RECV: i32 = 3;
+/// `TCP_FIN_WAIT1`.
+pub const FIN_WAIT1: i32 = 4;
 /// `TCP_CLOSE`.
 pub const CLOSE: i32 = 7;
 /// `TCP_LISTEN`.
@@ -28,8 +30,16 @@ pub enum Transition {
     ListenStarted,
     /// The listener was closed.
     ListenEnded,
-    /// A handshake with a listener was completed; runs in a softirq, so the current task is anybody.
-    Accepted,
+    /// The other end called too, at the same time (simultaneous open, RFC 9293, 3.5). From here on the socket goes through the
+    /// states of one that a listener has made.
+    Crossed,
+    /// A handshake with a listener was completed, or one of two calls that have crossed; runs in a softirq, so the current
+    /// task is anybody.
+    Answered,
+    /// Such a handshake came to nothing.
+    Unanswered,
+    /// A connection that had come about has ended.
+    Ended,
 }
 
 /// What the change from `old` to `new` means; `None` if nothing that matters here.
@@ -44,8 +54,20 @@ pub const fn classify(old: i32, new: i32) -> Option<Transition> {
         (SYN_SENT, CLOSE) => Some(Transition::ConnectFailed),
         (CLOSE, LISTEN) => Some(Transition::ListenStarted),
         (LISTEN, CLOSE) => Some(Transition::ListenEnded),
-        (SYN_RECV, ESTABLISHED) => Some(Transition::Accepted),
+        (SYN_SENT, SYN_RECV) => Some(Transition::Crossed),
+        (SYN_RECV, ESTABLISHED) => Some(Transition::Answered),
+        (SYN_RECV, CLOSE | FIN_WAIT1) => Some(Transition::Unanswered),
         _ => None,
+    }
+}
+
+/// As [`classify`], and the end of connections.
+#[inline(always)]
+#[must_use]
+pub const fn classify_all(old: i32, new: i32) -> Option<Transition> {
+    match classify(old, new) {
+        None if new == CLOSE => Some(Transition::Ended),
+        transition => transition,
     }
 }
 
@@ -55,10 +77,11 @@ mod tests {
 
     #[test]
     fn each_connection_has_one_meaning_at_each_end() {
-        // The life of a client's socket, of a refused one, of a listener and of an accepted socket.
-        let lives: [(&[i32], &[Transition]); 4] = [
+        // The life of a client's socket, of a refused one, of a listener, of an accepted socket, and of two that call each
+        // other.
+        let lives: [(&[i32], &[Transition]); 5] = [
             (
-                &[CLOSE, SYN_SENT, ESTABLISHED, 4, 5, CLOSE],
+                &[CLOSE, SYN_SENT, ESTABLISHED, FIN_WAIT1, 5, CLOSE],
                 &[Transition::ConnectStarted, Transition::Connected],
             ),
             (
@@ -71,7 +94,15 @@ mod tests {
             ),
             (
                 &[LISTEN, SYN_RECV, ESTABLISHED, 8, 9, CLOSE],
-                &[Transition::Accepted],
+                &[Transition::Answered],
+            ),
+            (
+                &[CLOSE, SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT1, 11, CLOSE],
+                &[
+                    Transition::ConnectStarted,
+                    Transition::Crossed,
+                    Transition::Answered,
+                ],
             ),
         ];
         for (states, meaning) in lives {

@@ -57,9 +57,9 @@ pub struct FlowKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowValue {
-    /// How many connections.
+    /// How many connections. 0 while those that the entry's owner has begun are under way.
     pub count: u64,
-    /// `CLOCK_MONOTONIC` in nanoseconds when the entry was made.
+    /// `CLOCK_MONOTONIC` in nanoseconds at the first connection; 0 while there is none.
     pub first_ns: u64,
     /// The same for the latest connection.
     pub last_ns: u64,
@@ -79,6 +79,56 @@ pub struct FlowEvent {
     pub key: FlowKey,
     /// Its value, with a count of 1.
     pub value: FlowValue,
+}
+
+/// What is remembered of a connection from its beginning to its end, where each is told apart.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// `CLOCK_MONOTONIC` in nanoseconds when the handshake began at the client, or ended at the server.
+    pub start_ns: u64,
+    /// Process id of the owner, as in [`FlowValue`].
+    pub pid: u32,
+    /// Zero.
+    pub padding: u32,
+    /// The owner's name, likewise.
+    pub comm: [u8; COMM_LEN],
+    /// Id of the cgroup, as in [`FlowKey`].
+    pub cgroup: u64,
+    /// The server's port, in host byte order.
+    pub port: u16,
+    /// The client's, likewise. At the end a socket has none any more.
+    pub client_port: u16,
+    /// One of [`kind`].
+    pub kind: u8,
+    /// Zero.
+    pub padding2: [u8; 3],
+}
+
+/// Something that happened to a single connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionEvent {
+    /// The key of its flow.
+    pub key: FlowKey,
+    /// `CLOCK_MONOTONIC` in nanoseconds when it happened.
+    pub now_ns: u64,
+    /// The same when the connection began, see [`Open`].
+    pub start_ns: u64,
+    /// Bytes sent, each once.
+    pub bytes_sent: u64,
+    /// Bytes received; the other's FIN is one, as the kernel counts it.
+    pub bytes_received: u64,
+    /// Process id of the owner, as in [`FlowValue`].
+    pub pid: u32,
+    /// The client's port, in host byte order.
+    pub client_port: u16,
+    /// 1 if the connection has ended; 0 if the flow's kind says what happened.
+    pub closed: u8,
+    /// Zero.
+    pub padding: u8,
+    /// The owner's name, as in [`FlowValue`].
+    pub comm: [u8; COMM_LEN],
 }
 
 /// Who called `connect` or `listen`.
@@ -111,6 +161,26 @@ pub struct ListenerKey {
     pub padding: u16,
 }
 
+/// A UDP socket and a peer of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PeerKey {
+    /// The peer's address.
+    pub address: Address,
+    /// The socket's cookie, which the kernel gives to no other.
+    pub socket: u64,
+    /// The peer's port, in host byte order.
+    pub port: u16,
+    /// 0 for a peer that datagrams came from or went to; 1 for one that the process has named, which may be known under
+    /// another address behind a translation.
+    pub named: u8,
+    /// Zero.
+    pub padding: [u8; 5],
+}
+
+const _: () = assert!(size_of::<Open>() == 48 && align_of::<Open>() == 8);
+const _: () = assert!(size_of::<ConnectionEvent>() == 104 && align_of::<ConnectionEvent>() == 8);
+const _: () = assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 8);
 const _: () = assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
 const _: () = assert!(size_of::<FlowValue>() == 48 && align_of::<FlowValue>() == 8);
 const _: () = assert!(size_of::<FlowEvent>() == 96 && align_of::<FlowEvent>() == 8);
@@ -123,7 +193,7 @@ mod pod {
         unsafe_code,
         reason = "aya::Pod is an unsafe marker: the types hold integers and bytes only, without hidden padding"
     )]
-    use super::{FlowEvent, FlowKey, FlowValue, ListenerKey, Owner};
+    use super::{ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey, Owner, PeerKey};
 
     // SAFETY: repr(C), any bit pattern is valid, and the sizes asserted above leave no hidden padding.
     unsafe impl aya::Pod for FlowKey {}
@@ -135,4 +205,8 @@ mod pod {
     unsafe impl aya::Pod for Owner {}
     // SAFETY: as for FlowKey.
     unsafe impl aya::Pod for ListenerKey {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for PeerKey {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for ConnectionEvent {}
 }

@@ -1,7 +1,7 @@
 //! MicroShield's kernel programs.
 //!
-//! They observe and never change what happens to a packet or a call: tracepoints only, whose return value the kernel
-//! ignores.
+//! They observe and never change what happens to a packet or a call: tracepoints, whose return value the kernel ignores, and
+//! programs at a cgroup, which let everything go on.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // `AtomicU64` has no `fetch_add` on this target, although its instruction set has the atomic addition itself.
 #![cfg_attr(
@@ -18,11 +18,17 @@
 )]
 
 #[cfg(target_arch = "bpf")]
+mod connections;
+#[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod owner;
 #[cfg(target_arch = "bpf")]
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod tcp;
+#[cfg(target_arch = "bpf")]
+mod udp;
 
 /// The kernel checks this licence before it lends GPL-only helpers (`bpf_probe_read_kernel`).
 #[cfg(target_arch = "bpf")]

@@ -4,11 +4,11 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use agent_common::{
     loss::{LOSSES as LOSS_COUNT, Loss},
-    types::{FlowEvent, FlowKey, FlowValue, ListenerKey, Owner},
+    types::{ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey, Open, Owner, PeerKey},
 };
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    btf_maps::{ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 
@@ -43,10 +43,34 @@ static OVERFLOW: RingBuf<FlowEvent, { 1 << 20 }> = RingBuf::new();
 #[btf_map]
 pub(crate) static CONNECT_OWNERS: HashMap<u64, Owner, 65_536> = HashMap::new();
 
+/// Socket → the connection that it is an end of, where connections are told apart. Only the programs use it; the size bounds
+/// the connections that are open at once. When full, [`Loss::OpenFull`] is counted and the end of a connection not reported.
+#[btf_map]
+pub(crate) static OPEN: HashMap<u64, Open, FLOW_ENTRIES> = HashMap::new();
+
+/// What happened to single connections, where they are told apart. Written by the programs, read by the agent at each drain.
+/// When full, connections are counted in the active map instead, and [`Loss::ConnectionsAdded`] or [`Loss::ClosesLost`].
+#[btf_map]
+pub(crate) static CONNECTIONS: RingBuf<ConnectionEvent, { 1 << 20 }> = RingBuf::new();
+
+/// Sockets whose `connect` has met one from the other end, until the handshake ends. Only the programs use it. It holds
+/// more than are ever under way at once; the kernel replaces the oldest.
+#[btf_map]
+pub(crate) static CROSSED: LruHashMap<u64, u8, 1_024> = LruHashMap::new();
+
 /// Listening address → the process that called `listen`. Only the programs use it. When full,
 /// [`Loss::ListenersFull`] is counted and accepted flows lack pid and name.
 #[btf_map]
 pub(crate) static LISTENERS: HashMap<ListenerKey, Owner, 16_384> = HashMap::new();
+
+/// Socket and peer → `CLOCK_MONOTONIC` in nanoseconds of their latest datagram. Written by the UDP programs; the agent
+/// removes what is idle before there is no room. When full, [`Loss::UdpPeersFull`] is counted and the datagram passes unseen.
+#[btf_map]
+pub(crate) static PEERS: HashMap<PeerKey, u64, FLOW_ENTRIES> = HashMap::new();
+
+/// UDP socket → the process that bound it. Only the programs use it; an entry lives in its socket, and goes with it.
+#[btf_map]
+pub(crate) static UDP_BINDERS: SkStorage<Owner> = SkStorage::new();
 
 /// [`Loss`] → how often, per CPU. Written by the programs, read by the agent at each drain.
 #[btf_map]
@@ -56,7 +80,7 @@ static LOSSES: PerCpuArray<u64, { LOSS_COUNT as usize }> = PerCpuArray::new();
 ///
 /// `owner` is asked only when the flow is new: an entry keeps the owner that it was made with.
 #[inline(always)]
-pub(crate) fn count_flow(key: &FlowKey, now_ns: u64, owner: impl FnOnce() -> Option<Owner>) {
+pub(crate) fn count_flow(key: &FlowKey, now_ns: u64, owner: impl FnOnce() -> Owner) {
     let Some(flows) = ACTIVE_FLOWS.get(0) else {
         count_loss(Loss::NoActiveMap);
         return;
@@ -64,17 +88,14 @@ pub(crate) fn count_flow(key: &FlowKey, now_ns: u64, owner: impl FnOnce() -> Opt
     if add_to_entry(flows, key, now_ns) {
         return;
     }
-    let (pid, comm) = match owner() {
-        Some(owner) => (owner.pid, owner.comm),
-        None => (0, [0; 16]),
-    };
+    let owner = owner();
     let value = FlowValue {
         count: 1,
         first_ns: now_ns,
         last_ns: now_ns,
-        pid,
+        pid: owner.pid,
         padding: 0,
-        comm,
+        comm: owner.comm,
     };
     if flows.insert(key, &value, u64::from(BPF_NOEXIST)).is_ok() {
         return;
@@ -83,10 +104,61 @@ pub(crate) fn count_flow(key: &FlowKey, now_ns: u64, owner: impl FnOnce() -> Opt
     if add_to_entry(flows, key, now_ns) {
         return;
     }
-    let event = FlowEvent { key: *key, value };
-    if OVERFLOW.output(&event, 0).is_err() {
+    if !overflow(key, &value) {
         count_loss(Loss::FlowsAndRingFull);
     }
+}
+
+/// Makes sure that the active generation has an entry that names the owner of what is about to happen, with a count of 0
+/// if it is new. `owner` is asked only when nobody is named yet.
+#[inline(always)]
+pub(crate) fn announce_flow(key: &FlowKey, owner: impl FnOnce() -> Owner) {
+    let Some(flows) = ACTIVE_FLOWS.get(0) else {
+        count_loss(Loss::NoActiveMap);
+        return;
+    };
+    if let Some(value) = flows.get_ptr_mut(key) {
+        // SAFETY: the entry stays in place, see `add_to_entry`. CPUs that race name equal owners: those of one flow.
+        unsafe {
+            if (*value).pid == 0 {
+                let owner = owner();
+                (*value).comm = owner.comm;
+                (&raw mut (*value).pid).write_volatile(owner.pid);
+            }
+        }
+        return;
+    }
+    let owner = owner();
+    let value = FlowValue {
+        count: 0,
+        first_ns: 0,
+        last_ns: 0,
+        pid: owner.pid,
+        padding: 0,
+        comm: owner.comm,
+    };
+    if flows.insert(key, &value, u64::from(BPF_NOEXIST)).is_ok() || flows.get_ptr(key).is_some() {
+        return;
+    }
+    if !overflow(key, &value) {
+        count_loss(Loss::ConnectOwnersFull);
+    }
+}
+
+/// Sends what found no room in the map through the ring buffer; `false` if there is none either.
+#[inline(always)]
+fn overflow(key: &FlowKey, value: &FlowValue) -> bool {
+    let Some(mut entry) = OVERFLOW.reserve(0) else {
+        return false;
+    };
+    let event: *mut FlowEvent = entry.as_mut_ptr();
+    // SAFETY: the entry has room for an event, and both fields of it are written. In place, because the stack is small.
+    unsafe {
+        (&raw mut (*event).key).write(*key);
+        (&raw mut (*event).value).write(*value);
+    }
+    entry.submit(0);
+    true
 }
 
 #[inline(always)]
@@ -100,7 +172,12 @@ fn add_to_entry(flows: &FlowMap, key: &FlowKey, now_ns: u64) -> bool {
         atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*value).count, 1);
     }
     // SAFETY: as above. CPUs race for the later of two times that are microseconds apart; the agent puts them in order.
-    unsafe { (&raw mut (*value).last_ns).write_volatile(now_ns) };
+    unsafe {
+        (&raw mut (*value).last_ns).write_volatile(now_ns);
+        if (*value).first_ns == 0 {
+            (&raw mut (*value).first_ns).write_volatile(now_ns);
+        }
+    }
     true
 }
 

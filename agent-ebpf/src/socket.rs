@@ -3,7 +3,7 @@
 use agent_common::types::{Address, v4_mapped};
 use aya_ebpf::{
     Global,
-    helpers::bpf_probe_read_kernel,
+    helpers::{bpf_probe_read_kernel, bpf_skc_to_tcp_sock},
     programs::{BtfTracePointContext, TracePointContext},
 };
 
@@ -29,12 +29,16 @@ offsets!(
     SK_LOCAL_PORT,
     SK_REMOTE_PORT,
     SK_PROTOCOL,
+    SK_SOCKET,
     SK_NET,
     NET_INUM,
     SK_CGROUP,
     SK_CGROUP_TAGGED,
     CGROUP_KN,
     KN_ID,
+    TCP_BYTES_SENT,
+    TCP_BYTES_AGAIN,
+    TCP_BYTES_RECEIVED,
 );
 
 /// The two ends of a socket. Ports are in host byte order.
@@ -58,6 +62,12 @@ pub(crate) trait Socket {
     /// Id of the cgroup that it was made in; 0 if not known. An accepted socket has its listener's
     /// (`cgroup_sk_clone`).
     fn cgroup(&self) -> u64;
+    /// Whether the kernel's types are known, so that what leads to its namespace and cgroup always is.
+    fn is_typed(&self) -> bool;
+    /// How many bytes it has sent and received; 0 where not known.
+    fn bytes(&self) -> (u64, u64);
+    /// Whether a process may have it already: what a listener has made is nobody's before it is accepted.
+    fn may_be_somebody_s(&self) -> bool;
 }
 
 /// The `struct sock *` that the BTF tracepoint gives. The verifier knows its type and lets the program read fields
@@ -127,6 +137,33 @@ impl Socket for TypedSocket {
             let node: *const u8 = read_typed(cgroup, &CGROUP_KN);
             read_typed(node, &KN_ID)
         }
+    }
+
+    #[inline(always)]
+    fn is_typed(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn bytes(&self) -> (u64, u64) {
+        // SAFETY: the helper takes any socket and gives null for what is none of TCP; the reads are as in `read`.
+        unsafe {
+            let tcp = bpf_skc_to_tcp_sock(self.0.cast_mut().cast()).cast::<u8>();
+            if tcp.is_null() {
+                return (0, 0);
+            }
+            let sent: u64 = read_typed(tcp, &TCP_BYTES_SENT);
+            let again: u64 = read_typed(tcp, &TCP_BYTES_AGAIN);
+            (
+                sent.wrapping_sub(again),
+                read_typed(tcp, &TCP_BYTES_RECEIVED),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn may_be_somebody_s(&self) -> bool {
+        self.read::<u64>(&SK_SOCKET) != 0
     }
 }
 
@@ -257,6 +294,28 @@ impl Socket for RecordedSocket<'_> {
             .and_then(|cgroup| follow::<u64>(cgroup, &CGROUP_KN))
             .and_then(|node| follow(node, &KN_ID))
             .unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn is_typed(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn bytes(&self) -> (u64, u64) {
+        if TCP_BYTES_SENT.load() == 0 || TCP_BYTES_RECEIVED.load() == 0 {
+            return (0, 0);
+        }
+        let read = |field| follow::<u64>(self.sock, field).unwrap_or(0);
+        (
+            read(&TCP_BYTES_SENT).wrapping_sub(read(&TCP_BYTES_AGAIN)),
+            read(&TCP_BYTES_RECEIVED),
+        )
+    }
+
+    #[inline(always)]
+    fn may_be_somebody_s(&self) -> bool {
+        true
     }
 }
 

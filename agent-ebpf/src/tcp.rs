@@ -2,40 +2,40 @@
 
 use agent_common::{
     loss::Loss,
-    tcp::{Transition, classify},
+    tcp::{Transition, classify, classify_all},
     types::{FlowKey, ListenerKey, Owner, kind},
 };
 use aya_ebpf::{
     EbpfContext,
     bindings::BPF_ANY,
-    helpers::{
-        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns,
-    },
     macros::{btf_tracepoint, tracepoint},
     programs::{BtfTracePointContext, TracePointContext},
 };
 use aya_log_ebpf::debug;
 
 use crate::{
-    maps::{CONNECT_OWNERS, LISTENERS, count_flow, count_loss},
+    connections,
+    maps::{CONNECT_OWNERS, CROSSED, LISTENERS, announce_flow, count_flow, count_loss},
+    owner::{NOBODY, current_owner, now_ns},
     socket::{Ends, RecordedSocket, Socket, TypedSocket},
 };
 
 /// `IPPROTO_TCP`. The tracepoint also fires for SCTP, and for MPTCP (262), whose subflows are TCP sockets that report
 /// themselves.
-const IPPROTO_TCP: u8 = 6;
+pub(crate) const IPPROTO_TCP: u8 = 6;
 
 /// Sits on the tracepoint `inet_sock_set_state` (`inet_sk_set_state` in `net/ipv4/af_inet.c`) as a BTF tracepoint: since
 /// 5.5, needs the kernel's BTF; since 5.15 a socket's cgroup is typed, which this program counts on.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn inet_sock_set_state_btf(ctx: BtfTracePointContext) -> i32 {
-    if let Some(transition) = classify(ctx.arg(1), ctx.arg(2)) {
-        let socket = TypedSocket::new(&ctx);
-        observe(&socket, transition);
-        if transition == Transition::ListenStarted {
-            log_listener(&ctx);
-        }
-    }
+    typed::<false>(&ctx);
+    0
+}
+
+/// The same, telling connections apart.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn connections_btf(ctx: BtfTracePointContext) -> i32 {
+    typed::<true>(&ctx);
     0
 }
 
@@ -43,15 +43,48 @@ pub(crate) fn inet_sock_set_state_btf(ctx: BtfTracePointContext) -> i32 {
 /// then network namespace and socket cgroup are not known.
 #[tracepoint(category = "sock", name = "inet_sock_set_state")]
 pub(crate) fn inet_sock_set_state_classic(ctx: TracePointContext) -> u32 {
-    let (old, new) = RecordedSocket::states(&ctx);
-    if let Some(transition) = classify(old, new) {
-        let socket = RecordedSocket::new(&ctx);
-        observe(&socket, transition);
+    recorded::<false>(&ctx);
+    0
+}
+
+/// The same, telling connections apart.
+#[tracepoint(category = "sock", name = "inet_sock_set_state")]
+pub(crate) fn connections_classic(ctx: TracePointContext) -> u32 {
+    recorded::<true>(&ctx);
+    0
+}
+
+#[inline(always)]
+fn typed<const APART: bool>(ctx: &BtfTracePointContext) {
+    if let Some(transition) = meaning::<APART>(ctx.arg(1), ctx.arg(2)) {
+        let socket = TypedSocket::new(ctx);
+        observe::<APART>(&socket, transition);
         if transition == Transition::ListenStarted {
-            log_listener(&ctx);
+            log_listener(ctx);
         }
     }
-    0
+}
+
+#[inline(always)]
+fn recorded<const APART: bool>(ctx: &TracePointContext) {
+    let (old, new) = RecordedSocket::states(ctx);
+    if let Some(transition) = meaning::<APART>(old, new) {
+        let socket = RecordedSocket::new(ctx);
+        observe::<APART>(&socket, transition);
+        if transition == Transition::ListenStarted {
+            log_listener(ctx);
+        }
+    }
+}
+
+/// The end of a connection matters only where connections are told apart.
+#[inline(always)]
+fn meaning<const APART: bool>(old: i32, new: i32) -> Option<Transition> {
+    if APART {
+        classify_all(old, new)
+    } else {
+        classify(old, new)
+    }
 }
 
 /// For people who debug a capture; a function of its own, because a message's buffer is large and the stack is not.
@@ -61,23 +94,62 @@ fn log_listener(ctx: &impl EbpfContext) {
 }
 
 #[inline(always)]
-fn observe(socket: &impl Socket, transition: Transition) {
+fn observe<const APART: bool>(socket: &impl Socket, transition: Transition) {
     if socket.protocol() != Some(u16::from(IPPROTO_TCP)) {
         return;
     }
     match transition {
-        Transition::ConnectStarted => remember_connect(socket),
-        Transition::Connected => finish_connect(socket, kind::CONNECTED),
-        Transition::ConnectFailed => finish_connect(socket, kind::CONNECT_FAILED),
+        Transition::ConnectStarted => start_connect::<APART>(socket),
+        Transition::Connected => finish_connect::<APART>(socket, kind::CONNECTED),
+        Transition::ConnectFailed => finish_connect::<APART>(socket, kind::CONNECT_FAILED),
         Transition::ListenStarted => remember_listener(socket),
         Transition::ListenEnded => forget_listener(socket),
-        Transition::Accepted => accept(socket),
+        Transition::Crossed => cross(socket),
+        Transition::Answered => {
+            if has_crossed(socket) {
+                finish_connect::<APART>(socket, kind::CONNECTED);
+            } else {
+                accept::<APART>(socket);
+            }
+        }
+        Transition::Unanswered => {
+            if has_crossed(socket) {
+                finish_connect::<APART>(socket, kind::CONNECT_FAILED);
+            }
+        }
+        Transition::Ended => connections::end(socket),
     }
 }
 
+/// The flow's entry is made or found before it is known how the call ends: then the task is anybody, and now it is the
+/// caller. An entry with a count of 0 says whose connects are under way.
+///
+/// Addresses are chosen before this state is set (`tcp_v4_connect`, `tcp_v6_connect`), the local port after.
 #[inline(always)]
-fn remember_connect(socket: &impl Socket) {
-    let owner = current_owner(socket);
+fn start_connect<const APART: bool>(socket: &impl Socket) {
+    let Some(ends) = socket.ends() else {
+        count_loss(Loss::SocketUnreadable);
+        return;
+    };
+    let cgroup = socket.cgroup();
+    if APART {
+        connections::start(socket, cgroup);
+    }
+    if cgroup == 0 && !socket.is_typed() {
+        remember_caller(socket);
+        return;
+    }
+    if APART {
+        return;
+    }
+    let key = flow_key(socket, &ends, cgroup, ends.remote_port, kind::CONNECTED);
+    announce_flow(&key, || current_owner(socket.id()));
+}
+
+/// Without the kernel's types nothing leads from the socket to its cgroup, so there is no key yet.
+#[inline(always)]
+fn remember_caller(socket: &impl Socket) {
+    let owner = current_owner(socket.id());
     if CONNECT_OWNERS
         .insert(owner.socket, &owner, u64::from(BPF_ANY))
         .is_err()
@@ -87,39 +159,72 @@ fn remember_connect(socket: &impl Socket) {
 }
 
 #[inline(always)]
-fn finish_connect(socket: &impl Socket, kind: u8) {
-    let id = socket.id();
-    // SAFETY: only this socket's own state changes touch the entry, and they follow one another.
-    let owner = unsafe { CONNECT_OWNERS.get(id) }.copied();
-    if owner.is_some() {
-        // Kernels from 5.11 to 6.6 may refuse when a softirq interrupts the map's own work. The entry then stays until the
-        // socket's memory is another one's, whose connect replaces it.
-        let _removed = CONNECT_OWNERS.remove(id);
+fn finish_connect<const APART: bool>(socket: &impl Socket, kind: u8) {
+    let mut cgroup = socket.cgroup();
+    let mut owner = NOBODY;
+    if cgroup == 0 && !socket.is_typed() {
+        owner = take_caller(socket);
+        cgroup = owner.cgroup;
     }
     let Some(ends) = socket.ends() else {
         count_loss(Loss::SocketUnreadable);
         return;
     };
-    let cgroup = match owner {
-        Some(owner) => owner.cgroup,
-        None => socket.cgroup(),
-    };
     let key = flow_key(socket, &ends, cgroup, ends.remote_port, kind);
+    if APART {
+        connections::report(socket, &ends, &key, &owner);
+        return;
+    }
     count_flow(&key, now_ns(), || owner);
 }
 
 #[inline(always)]
-fn accept(socket: &impl Socket) {
+fn take_caller(socket: &impl Socket) -> Owner {
+    let id = socket.id();
+    // SAFETY: only this socket's own state changes touch the entry, and they follow one another.
+    let Some(owner) = unsafe { CONNECT_OWNERS.get(id) }.copied() else {
+        return NOBODY;
+    };
+    // Kernels from 5.11 to 6.6 may refuse when a softirq interrupts the map's own work. The entry then stays until the
+    // socket's memory is another one's, whose connect replaces it.
+    let _removed = CONNECT_OWNERS.remove(id);
+    owner
+}
+
+#[inline(always)]
+fn cross(socket: &impl Socket) {
+    // The kernel makes room by itself, see `CROSSED`.
+    let _remembered = CROSSED.insert(socket.id(), 1, u64::from(BPF_ANY));
+}
+
+/// Whether this socket has called, although it goes through the states of one that was called.
+#[inline(always)]
+fn has_crossed(socket: &impl Socket) -> bool {
+    let id = socket.id();
+    if !socket.may_be_somebody_s() || CROSSED.get_ptr(id).is_none() {
+        return false;
+    }
+    let _removed = CROSSED.remove(id);
+    true
+}
+
+#[inline(always)]
+fn accept<const APART: bool>(socket: &impl Socket) {
     let Some(ends) = socket.ends() else {
         count_loss(Loss::SocketUnreadable);
         return;
     };
     let mut cgroup = socket.cgroup();
-    if cgroup == 0 {
-        // Without the kernel's BTF only the listener's own call tells.
-        cgroup = listener(socket, &ends).map_or(0, |owner| owner.cgroup);
+    if cgroup == 0 && !socket.is_typed() {
+        // Without the kernel's types only the listener's own call tells.
+        cgroup = listener(socket, &ends).cgroup;
     }
     let key = flow_key(socket, &ends, cgroup, ends.local_port, kind::ACCEPTED);
+    if APART {
+        let owner = listener(socket, &ends);
+        connections::report(socket, &ends, &key, &owner);
+        return;
+    }
     count_flow(&key, now_ns(), || listener(socket, &ends));
 }
 
@@ -129,7 +234,7 @@ fn remember_listener(socket: &impl Socket) {
         count_loss(Loss::SocketUnreadable);
         return;
     };
-    let owner = current_owner(socket);
+    let owner = current_owner(socket.id());
     if LISTENERS
         .insert(
             listener_key(socket, &ends, unwildcard(ends.local)),
@@ -162,7 +267,7 @@ fn forget_listener(socket: &impl Socket) {
 /// Without the kernel's types all namespaces look alike, and every pod may listen on every address: then only an exact
 /// address tells.
 #[inline(always)]
-fn listener(socket: &impl Socket, ends: &Ends) -> Option<Owner> {
+fn listener(socket: &impl Socket, ends: &Ends) -> Owner {
     // SAFETY: the value is copied at once, and a listener's entry is written whole before anything is accepted.
     unsafe {
         let exact = LISTENERS.get(listener_key(socket, ends, ends.local));
@@ -173,6 +278,7 @@ fn listener(socket: &impl Socket, ends: &Ends) -> Option<Owner> {
         }
     }
     .copied()
+    .unwrap_or(NOBODY)
 }
 
 #[inline(always)]
@@ -205,24 +311,4 @@ fn flow_key(socket: &impl Socket, ends: &Ends, cgroup: u64, port: u16, kind: u8)
         protocol: IPPROTO_TCP,
         kind,
     }
-}
-
-/// The process that runs now; meant for state changes that a system call makes.
-#[inline(always)]
-fn current_owner(socket: &impl Socket) -> Owner {
-    Owner {
-        // SAFETY: the helper takes nothing and only reads the current task.
-        cgroup: unsafe { bpf_get_current_cgroup_id() },
-        socket: socket.id(),
-        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        padding: 0,
-        comm: bpf_get_current_comm().unwrap_or_default(),
-    }
-}
-
-/// `CLOCK_MONOTONIC` in nanoseconds.
-#[inline(always)]
-fn now_ns() -> u64 {
-    // SAFETY: the helper takes nothing and has no effect.
-    unsafe { bpf_ktime_get_ns() }
 }

@@ -5,7 +5,10 @@ use std::{fmt, path::PathBuf, str::FromStr};
 use clap::{Parser, ValueEnum};
 use flow::{source::Source, wire};
 
-use crate::{capture::Hooks, uplink::GeneratorUrl};
+use crate::{
+    capture::{Hooks, Mode},
+    uplink::GeneratorUrl,
+};
 
 /// Watches which pods of this node talk to which, and reports it.
 ///
@@ -34,15 +37,21 @@ pub struct Args {
     #[arg(long, env = "MICROSHIELD_CGROUP_ROOT", value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
 
+    /// Whether connections are counted by flow, or each is reported when it is made and when it ends, with both ports, duration
+    /// and bytes; more of them than the ring buffer takes in a second are counted by flow.
+    #[arg(long, env = "MICROSHIELD_MODE", value_enum, default_value_t = Mode::Flows)]
+    pub mode: Mode,
+
     /// Form of the kernel hooks [default: btf where the kernel has it].
     #[arg(long, env = "MICROSHIELD_HOOKS", value_enum)]
     pub hooks: Option<Hooks>,
 
-    /// Distinct flows that the kernel holds between two drains; what exceeds it goes through a ring buffer.
+    /// Distinct flows that the kernel holds between two drains, and peers of UDP sockets that it knows; flows that exceed it go
+    /// through a ring buffer. There is room for a quarter as many listeners.
     #[arg(long, env = "MICROSHIELD_MAP_ENTRIES", value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub map_entries: u32,
 
-    /// Size of that ring buffer in bytes; a power of two of at least 4096.
+    /// Size of that ring buffer in bytes, and of the one for single connections; a power of two of at least 4096.
     #[arg(long, env = "MICROSHIELD_RING_BYTES", value_name = "BYTES", default_value = "1048576", value_parser = ring_bytes)]
     pub ring_bytes: u32,
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use flow::{
     endpoint::{Endpoint, Node},
-    record::{Direction, FlowRecord, Outcome, Process, Source, Tuple},
+    record::{Direction, FlowRecord, Outcome, Process, Protocol, Source, Tuple},
     topology::Index,
     wire::Resolve,
 };
@@ -35,7 +35,7 @@ pub struct Named {
 /// Why a sighting is no flow of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skipped {
-    /// Both ends are one host: nothing that a policy could judge.
+    /// Both ends are one host, or one end is everybody: nothing that a policy could judge.
     Loopback,
     /// The socket belongs to another node that shares this kernel.
     OtherNode,
@@ -71,6 +71,10 @@ impl Resolver {
         };
         let seen = &sighting.observation;
         if seen.local.is_loopback() || seen.remote.is_loopback() || seen.local == seen.remote {
+            return skipped(Skipped::Loopback, false);
+        }
+        // A connection to everybody is refused; a datagram is not.
+        if seen.protocol == Protocol::Udp && index.is_broadcast(seen.remote) {
             return skipped(Skipped::Loopback, false);
         }
         let local = match &sighting.owner {
@@ -128,7 +132,7 @@ impl Resolver {
             hostname: self.node.clone(),
             tuple: Tuple {
                 src_addr,
-                src_port: 0,
+                src_port: seen.client_port,
                 dst_addr,
                 dst_port: seen.port,
             },
@@ -143,6 +147,7 @@ impl Resolver {
             process: process(sighting),
             sources: BTreeSet::from([Source::Ebpf]),
             via: None,
+            connection: seen.connection,
         }
     }
 

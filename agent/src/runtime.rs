@@ -94,17 +94,19 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let alone = args.cgroup_root.is_none();
     let cgroup_root: PathBuf = match args.cgroup_root {
         Some(root) => root,
-        None => mounts.map_err(Failure::usage)?.cgroup2,
+        None => mounts.map_err(Failure::usage)?.root,
     };
     let _lock = SingleInstance::lock(&cgroup_root)?;
 
     capabilities::check()?;
     let capture = Capture::start(&capture::Options {
         hooks: args.hooks,
+        mode: args.mode,
         map_entries: args.map_entries,
         ring_bytes: args.ring_bytes,
+        cgroup: cgroup_root.clone(),
     })?;
-    tracing::info!(node, hooks = %capture.hooks(), cgroup_root = %cgroup_root.display(), "capturing");
+    tracing::info!(node, hooks = %capture.hooks(), udp = capture.sees_udp(), cgroup_root = %cgroup_root.display(), "capturing");
 
     let view = topology.view();
     let node_check = tokio::spawn(check_node(view.clone(), node.clone()));

@@ -47,6 +47,8 @@ pub struct FlowRecord {
     pub sources: BTreeSet<Source>,
     /// The virtual address and port that the client called, where that is not the server's own.
     pub via: Option<SocketAddr>,
+    /// What happened to a single connection, where the observer tells each apart; then `tuple` has the client's port too.
+    pub connection: Option<Connection>,
 }
 
 /// Addresses and ports of a flow, client first. Ports are in host byte order.
@@ -139,6 +141,31 @@ pub enum Outcome {
     Failed,
 }
 
+/// What happened to a single connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// What happened.
+    pub event: ConnectionEvent,
+    /// Nanoseconds from the beginning of the handshake at the client, or from its end at the server, until this happened.
+    pub duration_ns: u64,
+    /// Bytes that the observed end has sent, each counted once.
+    pub bytes_sent: u64,
+    /// Bytes that the observed end has received. The other end's FIN counts as one, as it does in the kernel.
+    pub bytes_received: u64,
+}
+
+/// Something that happens to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConnectionEvent {
+    /// A connect succeeded or failed.
+    Connect,
+    /// The connection was accepted.
+    Accept,
+    /// It ended. The record's count is 0, because it was counted when it began.
+    Close,
+}
+
 /// The process at the observed end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -187,6 +214,8 @@ pub(crate) struct RecordJson<E = EndpointJson> {
     sources: BTreeSet<Source>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     via: Option<SocketAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    connection: Option<Connection>,
 }
 
 const fn one() -> u64 {
@@ -210,6 +239,7 @@ impl From<FlowRecord> for RecordJson {
             process: record.process,
             sources: record.sources,
             via: record.via,
+            connection: record.connection,
         }
     }
 }
@@ -251,6 +281,7 @@ impl<E> RecordJson<E> {
             process: self.process,
             sources: self.sources,
             via: self.via,
+            connection: self.connection,
         })
     }
 }

@@ -28,6 +28,12 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// The most flows that an agent puts into one batch.
 pub const MAX_BATCH_FLOWS: usize = 1_000;
 
+/// The reason for a loss under which an agent says, once, that it sees no UDP. Whoever makes policies must know.
+pub const UDP_NOT_CAPTURED: &str = "udp_not_captured";
+
+/// The same for SCTP, where the kernel has it.
+pub const SCTP_NOT_CAPTURED: &str = "sctp_not_captured";
+
 /// How deep values may be nested in each other: as deep as `serde_json` lets them be. Eight times as deep, which is what
 /// `rmp_serde` would take, overflows the stack of a thread of 2 MiB.
 const MAX_DEPTH: usize = 128;

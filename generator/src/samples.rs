@@ -153,6 +153,7 @@ pub(crate) fn record(
         process: None,
         sources: [Source::Ebpf].into(),
         via: None,
+        connection: None,
     }
 }
 

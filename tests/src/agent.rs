@@ -1,6 +1,10 @@
 //! The real agent, started beside a lab.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use flow::record::FlowRecord;
@@ -26,6 +30,7 @@ pub struct AgentOptions {
     topology: Option<String>,
     args: Vec<String>,
     hidden: Option<&'static str>,
+    cgroup_root: Option<PathBuf>,
 }
 
 /// The form of an agent's kernel hooks.
@@ -70,6 +75,7 @@ impl AgentOptions {
             topology: None,
             args: vec!["--stdout".into()],
             hidden: None,
+            cgroup_root: None,
         }
     }
 
@@ -81,6 +87,7 @@ impl AgentOptions {
             topology: None,
             args: vec!["--generator".into(), generator.agents_url()],
             hidden: None,
+            cgroup_root: None,
         }
     }
 
@@ -95,6 +102,13 @@ impl AgentOptions {
                 Hooks::Classic | Hooks::ClassicWithoutTypes => "classic",
             },
         )
+    }
+
+    /// Gives it another folder of cgroups than its node's.
+    #[must_use]
+    pub fn cgroup_root(mut self, root: &Path) -> Self {
+        self.cgroup_root = Some(root.to_owned());
+        self
     }
 
     /// Has it learn the cluster's objects from the API server of this kubeconfig.
@@ -130,8 +144,9 @@ impl Agent {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(lab: &Lab, options: &AgentOptions) -> Result<Self> {
-        let root = lab.cgroup_root(&options.node);
-        std::fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
+        let own = lab.cgroup_root(&options.node);
+        let root = options.cgroup_root.as_ref().unwrap_or(&own);
+        std::fs::create_dir_all(root).with_context(|| root.display().to_string())?;
         let topology = options.topology.clone();
         let topology = topology.unwrap_or_else(|| format!("file={}", lab.topology().display()));
         let args = [

@@ -88,6 +88,22 @@ impl Place {
         Ok(calls.answered)
     }
 
+    /// Runs `lab-pod play` to its end.
+    ///
+    /// # Errors
+    /// If a step fails.
+    pub fn play<S: AsRef<OsStr>>(&self, steps: impl IntoIterator<Item = S>) -> Result<()> {
+        let mut process = self.spawn("play", steps)?;
+        let status = process.wait(CALL_PATIENCE)?;
+        ensure!(
+            status.success(),
+            "{}: {}",
+            self.name,
+            process.stderr().join("\n")
+        );
+        Ok(())
+    }
+
     /// Starts `lab-pod WORD` and waits until it is ready.
     ///
     /// # Errors

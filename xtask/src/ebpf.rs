@@ -13,7 +13,18 @@ pub(crate) fn build() -> Result<()> {
     run(&mut command("build"))?;
     let built = target_dir().join(triple()).join("release/agent-ebpf");
     let wanted = target_dir().join("microshield.bpf.o");
-    let object = fs::read(&built).with_context(|| built.display().to_string())?;
+    let mut made = built;
+    if let Some(strip) = strip() {
+        let stripped = target_dir().join("stripped.bpf.o");
+        // What debuggers read is many times the size of the rest; the kernel's BTF is made of it, and stays.
+        run(Command::new(strip)
+            .args(["--strip-debug", "-o"])
+            .args([&stripped, &made]))?;
+        made = stripped;
+    } else {
+        eprintln!("no llvm-strip: the object keeps what debuggers read, which makes it larger");
+    }
+    let object = fs::read(&made).with_context(|| made.display().to_string())?;
     if fs::read(&wanted).is_ok_and(|present| present == object) {
         return Ok(());
     }
@@ -63,6 +74,12 @@ fn command(word: &str) -> Command {
         command.env(format!("CARGO_TARGET_{triple}_LINKER"), linker);
     }
     command
+}
+
+/// LLVM's `llvm-strip`, which knows BPF: that in the path, or of the LLVM that bpf-linker is built against.
+fn strip() -> Option<PathBuf> {
+    let beside = PathBuf::from("/usr/lib/llvm-22/bin/llvm-strip");
+    find("llvm-strip").or_else(|| beside.is_file().then_some(beside))
 }
 
 fn triple() -> &'static str {

@@ -1,17 +1,23 @@
-//! Reading and emptying a map of flows in a few system calls.
+//! Reading and emptying hash maps in a few system calls.
 //!
-//! aya goes key by key, three system calls an entry. `BPF_MAP_LOOKUP_AND_DELETE_BATCH` (since 5.6 for hash maps,
-//! `kernel/bpf/hashtab.c`) takes thousands of entries a call.
+//! aya goes key by key, three system calls an entry. The batch calls (since 5.6 for hash maps, `kernel/bpf/hashtab.c`) take
+//! thousands of entries at a time.
 
 use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use agent_common::types::{FlowKey, FlowValue};
+use aya::Pod;
 
-/// `BPF_MAP_LOOKUP_AND_DELETE_BATCH` of `enum bpf_cmd`.
-const LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
+/// Of `enum bpf_cmd`.
+#[derive(Clone, Copy)]
+#[repr(i64)]
+enum Command {
+    LookUp = 24,
+    LookUpAndDelete = 25,
+    Delete = 27,
+}
 
 /// Entries per call at first. A single hash bucket must fit, so it grows if the kernel says that one does not.
 const FIRST_CAPACITY: usize = 4_096;
@@ -36,16 +42,69 @@ struct BatchAttr {
 ///
 /// # Errors
 /// What the kernel says. What was taken before is in `taken`, the rest still in the map.
-pub(super) fn take_all(
+pub(super) fn take_all<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
-    taken: &mut Vec<(FlowKey, FlowValue)>,
+    taken: &mut Vec<(K, V)>,
+) -> io::Result<()> {
+    walk(Command::LookUpAndDelete, map, |entries| {
+        taken.extend(entries)
+    })
+}
+
+/// Shows `visit` every entry that is there from the beginning to the end; others may write meanwhile.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn look_through<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    mut visit: impl FnMut(K, V),
+) -> io::Result<()> {
+    walk(Command::LookUp, map, |entries| {
+        entries.for_each(|(key, value)| visit(key, value));
+    })
+}
+
+/// Deletes these keys; one that is not there is passed over.
+///
+/// # Errors
+/// What the kernel says. Some of the keys are deleted then.
+pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
+    while !keys.is_empty() {
+        let mut attr = BatchAttr {
+            in_batch: 0,
+            out_batch: 0,
+            keys: keys.as_ptr() as u64,
+            values: 0,
+            count: u32::try_from(keys.len()).unwrap_or(u32::MAX),
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            elem_flags: 0,
+            flags: 0,
+        };
+        let result = call(Command::Delete, &mut attr);
+        let deleted = (attr.count as usize).min(keys.len());
+        keys = &keys[deleted..];
+        match result {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && !keys.is_empty() => {
+                keys = &keys[1..];
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn walk<K: Pod, V: Pod>(
+    command: Command,
+    map: BorrowedFd<'_>,
+    mut take: impl FnMut(std::iter::Zip<std::vec::IntoIter<K>, std::vec::IntoIter<V>>),
 ) -> io::Result<()> {
     let mut capacity = FIRST_CAPACITY;
     // The position in the map, opaque to user space; a hash map uses 4 bytes of it.
     let mut position: Option<u64> = None;
     loop {
-        let mut keys = Vec::<FlowKey>::with_capacity(capacity);
-        let mut values = Vec::<FlowValue>::with_capacity(capacity);
+        let mut keys = Vec::<K>::with_capacity(capacity);
+        let mut values = Vec::<V>::with_capacity(capacity);
         let mut next = 0_u64;
         let mut attr = BatchAttr {
             in_batch: position
@@ -59,7 +118,7 @@ pub(super) fn take_all(
             elem_flags: 0,
             flags: 0,
         };
-        let finished = match lookup_and_delete(&mut attr) {
+        let finished = match call(command, &mut attr) {
             Ok(()) => false,
             // The kernel has come to the end of the map; `count` entries were taken on the way.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
@@ -78,7 +137,7 @@ pub(super) fn take_all(
             keys.set_len(count);
             values.set_len(count);
         }
-        taken.extend(keys.into_iter().zip(values));
+        take(keys.into_iter().zip(values));
         if finished {
             return Ok(());
         }
@@ -86,13 +145,13 @@ pub(super) fn take_all(
     }
 }
 
-fn lookup_and_delete(attr: &mut BatchAttr) -> io::Result<()> {
-    // SAFETY: `attr` has the layout of the union's `batch` member, its pointers are valid for `count` elements of the
-    // map's key and value size, and the kernel checks the descriptor.
+fn call(command: Command, attr: &mut BatchAttr) -> io::Result<()> {
+    // SAFETY: `attr` has the layout of the union's `batch` member, its pointers are null or valid for `count` elements of
+    // the map's key and value size, and the kernel checks the descriptor.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            LOOKUP_AND_DELETE_BATCH,
+            command as libc::c_long,
             std::ptr::from_mut(attr),
             size_of::<BatchAttr>(),
         )

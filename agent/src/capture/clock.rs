@@ -21,6 +21,11 @@ impl Clock {
         })
     }
 
+    /// `CLOCK_MONOTONIC` in nanoseconds at this reading.
+    pub(super) fn monotonic_ns(&self) -> u64 {
+        self.monotonic_ns
+    }
+
     /// The time of day of this reading.
     pub(super) fn now(&self) -> Timestamp {
         self.now

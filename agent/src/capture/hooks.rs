@@ -13,7 +13,7 @@ use aya::{
 };
 
 use super::{
-    Error, Options,
+    Error, Mode, Options,
     object::embedded_object,
     offsets::{KERNEL_BTF, Offsets},
 };
@@ -110,9 +110,24 @@ pub(super) fn load(options: &Options) -> Result<(Ebpf, Hooks), Error> {
     loader
         .btf(None)
         .map_max_entries(name::OVERFLOW, options.ring_bytes);
-    for flows in name::FLOWS {
-        loader.map_max_entries(flows, options.map_entries);
+    for map in name::FLOWS.into_iter().chain([name::PEERS]) {
+        loader.map_max_entries(map, options.map_entries);
     }
+    let (open, connections) = match options.mode {
+        Mode::Flows => (1, 4096),
+        Mode::Connections => (options.map_entries, options.ring_bytes),
+    };
+    loader
+        .map_max_entries(name::OPEN, open)
+        .map_max_entries(name::CONNECTIONS, connections);
+    loader.map_max_entries(name::LISTENERS, options.map_entries.div_ceil(4));
+    // Nobody is looked up there where a socket leads to its cgroup.
+    let callers = if offsets.names_cgroup() {
+        1
+    } else {
+        options.map_entries
+    };
+    loader.map_max_entries(name::CONNECT_OWNERS, callers);
     for (global, offset) in offsets.globals() {
         loader.override_global(global, offset, true);
     }
@@ -121,32 +136,32 @@ pub(super) fn load(options: &Options) -> Result<(Ebpf, Hooks), Error> {
     let mut ebpf = loader.load(embedded_object()).map_err(Error::Load)?;
 
     match hooks {
-        Hooks::Btf => match load_btf(&mut ebpf) {
+        Hooks::Btf => match load_btf(&mut ebpf, options.mode) {
             Ok(()) => Ok((ebpf, Hooks::Btf)),
             Err(error) if options.hooks.is_none() => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "BTF tracepoint refused, taking the classic one");
-                load_classic(&mut ebpf)?;
+                load_classic(&mut ebpf, options.mode)?;
                 Ok((ebpf, Hooks::Classic))
             }
             Err(error) => Err(error.into()),
         },
         Hooks::Classic => {
-            load_classic(&mut ebpf)?;
+            load_classic(&mut ebpf, options.mode)?;
             Ok((ebpf, Hooks::Classic))
         }
     }
 }
 
 /// Attaches the program that [`load`] loaded, and returns its descriptor, which is open as long as `ebpf` lives.
-pub(super) fn attach(ebpf: &mut Ebpf, hooks: Hooks) -> Result<RawFd, Error> {
+pub(super) fn attach(ebpf: &mut Ebpf, hooks: Hooks, mode: Mode) -> Result<RawFd, Error> {
     let attached = match hooks {
         Hooks::Btf => {
-            let program = btf_program(ebpf)?;
+            let program = btf_program(ebpf, mode)?;
             program.attach().and_then(|_link| descriptor(program.fd()?))
         }
         Hooks::Classic => {
-            let program = classic_program(ebpf)?;
+            let program = classic_program(ebpf, mode)?;
             program
                 .attach(CATEGORY, TRACEPOINT)
                 .and_then(|_link| descriptor(program.fd()?))
@@ -154,7 +169,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, hooks: Hooks) -> Result<RawFd, Error> {
     };
     attached.map_err(|source| {
         AttachError::Program {
-            program: program_name(hooks),
+            program: program_name(hooks, mode),
             source,
         }
         .into()
@@ -165,51 +180,55 @@ fn descriptor(program: &ProgramFd) -> Result<RawFd, ProgramError> {
     Ok(program.as_fd().as_raw_fd())
 }
 
-fn load_btf(ebpf: &mut Ebpf) -> Result<(), AttachError> {
+fn load_btf(ebpf: &mut Ebpf, mode: Mode) -> Result<(), AttachError> {
     let types = Btf::from_sys_fs()?;
-    btf_program(ebpf)?
+    btf_program(ebpf, mode)?
         .load(TRACEPOINT, &types)
         .map_err(|source| AttachError::Program {
-            program: name::STATE_BTF,
+            program: program_name(Hooks::Btf, mode),
             source,
         })
 }
 
-fn load_classic(ebpf: &mut Ebpf) -> Result<(), AttachError> {
+fn load_classic(ebpf: &mut Ebpf, mode: Mode) -> Result<(), AttachError> {
     check_format()?;
-    classic_program(ebpf)?
+    classic_program(ebpf, mode)?
         .load()
         .map_err(|source| AttachError::Program {
-            program: name::STATE_CLASSIC,
+            program: program_name(Hooks::Classic, mode),
             source,
         })
 }
 
-fn btf_program(ebpf: &mut Ebpf) -> Result<&mut BtfTracePoint, AttachError> {
-    ebpf.program_mut(name::STATE_BTF)
+fn btf_program(ebpf: &mut Ebpf, mode: Mode) -> Result<&mut BtfTracePoint, AttachError> {
+    ebpf.program_mut(program_name(Hooks::Btf, mode))
         .ok_or(ProgramError::NotLoaded)
         .and_then(TryInto::try_into)
         .map_err(|source| AttachError::Program {
-            program: name::STATE_BTF,
+            program: program_name(Hooks::Btf, mode),
             source,
         })
 }
 
-fn classic_program(ebpf: &mut Ebpf) -> Result<&mut TracePoint, AttachError> {
-    ebpf.program_mut(name::STATE_CLASSIC)
+fn classic_program(ebpf: &mut Ebpf, mode: Mode) -> Result<&mut TracePoint, AttachError> {
+    ebpf.program_mut(program_name(Hooks::Classic, mode))
         .ok_or(ProgramError::NotLoaded)
         .and_then(TryInto::try_into)
         .map_err(|source| AttachError::Program {
-            program: name::STATE_CLASSIC,
+            program: program_name(Hooks::Classic, mode),
             source,
         })
 }
 
-const fn program_name(hooks: Hooks) -> &'static str {
-    match hooks {
+const fn program_name(hooks: Hooks, mode: Mode) -> &'static str {
+    let forms = match hooks {
         Hooks::Btf => name::STATE_BTF,
         Hooks::Classic => name::STATE_CLASSIC,
-    }
+    };
+    forms[match mode {
+        Mode::Flows => 0,
+        Mode::Connections => 1,
+    }]
 }
 
 /// Compares the tracepoint's record with the layout that the program was written for.

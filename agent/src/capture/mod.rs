@@ -1,50 +1,70 @@
 //! Capture: loads the kernel programs, attaches them, and drains what they counted.
 
 mod batch;
+mod callers;
 mod clock;
 mod hooks;
 mod losses;
 mod memory;
 mod object;
 mod offsets;
+mod peers;
+mod udp;
 
 use std::{
     collections::HashMap as StdHashMap,
     fmt,
     net::{IpAddr, Ipv6Addr},
     os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
 };
 
 use agent_common::{
+    loss::Loss,
     name,
-    types::{FlowEvent, FlowKey, FlowValue, kind},
+    types::{self, FlowEvent, FlowKey, FlowValue, kind},
 };
 use aya::{
     Ebpf,
     maps::{ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
 use flow::{
-    record::{Outcome, Protocol},
+    record::{Connection, ConnectionEvent, Outcome, Protocol},
     time::Timestamp,
-    wire::Window,
+    wire::{SCTP_NOT_CAPTURED, UDP_NOT_CAPTURED, Window},
 };
 
-use self::{clock::Clock, losses::LossCounters};
+use self::{callers::Callers, clock::Clock, losses::LossCounters, peers::Peers};
 pub use self::{
     hooks::Hooks,
     losses::Losses,
     object::{embedded_object, is_built},
+    udp::UdpError,
 };
+
+/// What becomes of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// They are counted by flow.
+    Flows,
+    /// Each is reported when it is made and when it ends, as long as the ring buffer has room.
+    Connections,
+}
 
 /// How to capture.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Which form of the hooks to use; `None` takes what the kernel has.
     pub hooks: Option<Hooks>,
+    /// Whether connections are told apart.
+    pub mode: Mode,
     /// Capacity of each generation of the map of flows, in entries.
     pub map_entries: u32,
     /// Size of the overflow ring, in bytes; a power of two and a multiple of the page size.
     pub ring_bytes: u32,
+    /// The folder of the cgroup whose processes' datagrams are to be seen. If it is not of the v2 hierarchy, UDP is not
+    /// captured.
+    pub cgroup: PathBuf,
 }
 
 /// Why capturing is not possible, or failed.
@@ -67,6 +87,9 @@ pub enum Error {
     /// A drain failed half-way; the next one reports what this one got.
     #[error("cannot drain the map of flows")]
     Drain(#[source] std::io::Error),
+    /// The map of UDP peers cannot be read or cut.
+    #[error("cannot go through the map of peers")]
+    Peers(#[source] std::io::Error),
     /// The hooks cannot be attached.
     #[error(transparent)]
     Attach(#[from] hooks::AttachError),
@@ -99,6 +122,10 @@ pub struct Observation {
     pub pid: u32,
     /// Name of the owner; empty if not known.
     pub comm: String,
+    /// The client's port, where connections are told apart; else 0.
+    pub client_port: u16,
+    /// What happened to a single connection, where they are told apart.
+    pub connection: Option<Connection>,
     /// How many connections.
     pub count: u64,
     /// When the first of them was counted.
@@ -127,6 +154,12 @@ pub struct Drained {
     pub losses: Losses,
 }
 
+/// There once the kernel has loaded its SCTP.
+const SCTP: &str = "/proc/net/sctp";
+
+/// `IPPROTO_UDP`.
+const IPPROTO_UDP: u8 = 17;
+
 type FlowMap = HashMap<MapData, FlowKey, FlowValue>;
 
 /// The running capture. Dropping it detaches the programs; so does the kernel when the process ends in any other way,
@@ -135,13 +168,21 @@ pub struct Capture {
     // The programs' links live in it.
     _ebpf: Ebpf,
     hooks: Hooks,
+    /// `None` if UDP is not captured.
+    peers: Option<Peers>,
     generations: [Generation; 2],
     active: usize,
     active_map: ArrayOfMaps<MapData, FlowMap>,
     overflow: RingBuf<MapData>,
+    connections: RingBuf<MapData>,
+    /// Single connections taken out of the ring but not reported yet.
+    events: Vec<types::ConnectionEvent>,
     losses: LossCounters,
+    /// To be reported with the first drain.
+    at_start: Losses,
     /// Taken out of the maps but not reported yet; what a drain that failed half-way got stays here.
     taken: Vec<(FlowKey, FlowValue)>,
+    callers: Callers,
     messages: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     window_start: Timestamp,
 }
@@ -175,22 +216,49 @@ impl Capture {
             .map_err(map_error(name::ACTIVE_FLOWS))?;
         let overflow = RingBuf::try_from(take(&mut ebpf, name::OVERFLOW)?)
             .map_err(map_error(name::OVERFLOW))?;
+        let connections = RingBuf::try_from(take(&mut ebpf, name::CONNECTIONS)?)
+            .map_err(map_error(name::CONNECTIONS))?;
         let losses = PerCpuArray::try_from(take(&mut ebpf, name::LOSSES)?)
             .map_err(map_error(name::LOSSES))?;
         let messages = aya_log::EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel programs"))
             .ok();
-        let program = hooks::attach(&mut ebpf, hooks)?;
+        let program = hooks::attach(&mut ebpf, hooks, options.mode)?;
+        let attached = udp::attach(&mut ebpf, &options.cgroup);
+        let peers = match attached {
+            Ok(()) => {
+                let map = descriptor(&take(&mut ebpf, name::PEERS)?, name::PEERS)?;
+                Some(Peers::new(map, options.map_entries))
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "UDP is not captured");
+                None
+            }
+        };
+        let mut at_start = Losses::new();
+        if peers.is_none() {
+            at_start.insert(UDP_NOT_CAPTURED.to_owned(), 1);
+        }
+        if Path::new(SCTP).exists() {
+            tracing::warn!("this kernel has SCTP, which is not captured");
+            at_start.insert(SCTP_NOT_CAPTURED.to_owned(), 1);
+        }
         memory::give_back();
         Ok(Self {
             _ebpf: ebpf,
             hooks,
+            peers,
             generations,
             active: 0,
             active_map,
             overflow,
+            connections,
+            events: Vec::new(),
             losses: LossCounters::new(losses, program),
+            at_start,
             taken: Vec::new(),
+            callers: Callers::default(),
             messages,
             window_start: Clock::read().map_err(Error::Clock)?.now(),
         })
@@ -200,6 +268,12 @@ impl Capture {
     #[must_use]
     pub fn hooks(&self) -> Hooks {
         self.hooks
+    }
+
+    /// Whether UDP is captured too.
+    #[must_use]
+    pub fn sees_udp(&self) -> bool {
+        self.peers.is_some()
     }
 
     /// Takes out everything that was counted since the last drain. Each connection is in exactly one drain.
@@ -218,6 +292,15 @@ impl Capture {
         let clock = Clock::read().map_err(Error::Clock)?;
         batch::take_all(old.fd.as_fd(), &mut self.taken).map_err(Error::Drain)?;
         self.drain_overflow();
+        while let Some(item) = self.connections.next() {
+            self.events
+                .extend(object::read_event::<types::ConnectionEvent>(&item));
+        }
+        if let Some(peers) = &mut self.peers {
+            peers
+                .forget_silent(clock.monotonic_ns())
+                .map_err(Error::Peers)?;
+        }
         if let Some(messages) = &mut self.messages {
             messages.flush();
         }
@@ -229,13 +312,21 @@ impl Capture {
             to: now,
         };
         self.window_start = now;
-        let losses = self.losses.since_last().map_err(map_error(name::LOSSES))?;
+        let mut losses = self.losses.since_last().map_err(map_error(name::LOSSES))?;
+        losses.append(&mut self.at_start);
+        let forgotten = self.callers.settle(&mut self.taken);
+        if forgotten > 0 {
+            *losses
+                .entry(Loss::ConnectOwnersFull.name().to_owned())
+                .or_default() += forgotten;
+        }
         Ok(Drained {
             window,
             observations: self
                 .taken
                 .drain(..)
                 .map(|(key, value)| observation(&key, &value, &clock))
+                .chain(self.events.drain(..).map(|event| single(&event, &clock)))
                 .collect(),
             losses,
         })
@@ -245,13 +336,20 @@ impl Capture {
     fn drain_overflow(&mut self) {
         let mut extra: StdHashMap<FlowKey, FlowValue> = StdHashMap::new();
         while let Some(item) = self.overflow.next() {
-            let Some(event) = object::read_event(&item) else {
+            let Some(event) = object::read_event::<FlowEvent>(&item) else {
                 continue;
             };
             let FlowEvent { key, value } = event;
             extra
                 .entry(key)
                 .and_modify(|sum| {
+                    if sum.pid == 0 {
+                        (sum.pid, sum.comm) = (value.pid, value.comm);
+                    }
+                    // What only names the owner has no times.
+                    if sum.count == 0 {
+                        sum.first_ns = value.first_ns;
+                    }
                     sum.count += value.count;
                     sum.last_ns = sum.last_ns.max(value.last_ns);
                 })
@@ -273,12 +371,18 @@ fn observation(key: &FlowKey, value: &FlowValue, clock: &Clock) -> Observation {
             kind::CONNECT_FAILED => Event::Connect(Outcome::Failed),
             _ => Event::Connect(Outcome::Established),
         },
-        protocol: Protocol::Tcp,
+        protocol: if key.protocol == IPPROTO_UDP {
+            Protocol::Udp
+        } else {
+            Protocol::Tcp
+        },
         local: Ipv6Addr::from(key.local).to_canonical(),
         remote: Ipv6Addr::from(key.remote).to_canonical(),
         port: key.port,
         cgroup: key.cgroup,
         netns: key.netns,
+        client_port: 0,
+        connection: None,
         pid: value.pid,
         comm: String::from_utf8_lossy(&value.comm[..end]).into_owned(),
         count: value.count,
@@ -291,13 +395,45 @@ fn observation(key: &FlowKey, value: &FlowValue, clock: &Clock) -> Observation {
 fn generation(ebpf: &mut Ebpf, index: usize) -> Result<Generation, Error> {
     let name = name::FLOWS[index];
     let map = take(ebpf, name)?;
-    let fd = match &map {
+    let fd = descriptor(&map, name)?;
+    let map = FlowMap::try_from(map).map_err(map_error(name))?;
+    Ok(Generation { map, fd })
+}
+
+/// A single connection, in the form of a flow of one; of none when it has ended, because it was counted before.
+fn single(event: &types::ConnectionEvent, clock: &Clock) -> Observation {
+    let value = FlowValue {
+        count: u64::from(event.closed == 0),
+        first_ns: event.now_ns,
+        last_ns: event.now_ns,
+        pid: event.pid,
+        padding: 0,
+        comm: event.comm,
+    };
+    let what = match (event.closed, event.key.kind) {
+        (0, kind::ACCEPTED) => ConnectionEvent::Accept,
+        (0, _) => ConnectionEvent::Connect,
+        _ => ConnectionEvent::Close,
+    };
+    Observation {
+        client_port: event.client_port,
+        connection: Some(Connection {
+            event: what,
+            duration_ns: event.now_ns.saturating_sub(event.start_ns),
+            bytes_sent: event.bytes_sent,
+            bytes_received: event.bytes_received,
+        }),
+        ..observation(&event.key, &value, clock)
+    }
+}
+
+/// A descriptor of a hash map of its own, for the batch calls.
+fn descriptor(map: &Map, name: &'static str) -> Result<OwnedFd, Error> {
+    match map {
         Map::HashMap(data) => data.fd().as_fd().try_clone_to_owned(),
         _ => return Err(Error::Missing(name)),
     }
-    .map_err(Error::Descriptor)?;
-    let map = FlowMap::try_from(map).map_err(map_error(name))?;
-    Ok(Generation { map, fd })
+    .map_err(Error::Descriptor)
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, Error> {

@@ -1,7 +1,6 @@
 //! The embedded kernel object, and the layout of what it sends.
 
-use agent_common::types::FlowEvent;
-use aya::include_bytes_aligned;
+use aya::{Pod, include_bytes_aligned};
 
 /// The kernel object that `cargo xtask build-ebpf` made; empty if this agent was built without it.
 #[must_use]
@@ -16,10 +15,10 @@ pub fn is_built() -> bool {
 }
 
 /// The event in a ring buffer item; `None` if its size is not that of an event.
-pub(super) fn read_event(item: &[u8]) -> Option<FlowEvent> {
-    if item.len() != size_of::<FlowEvent>() {
+pub(super) fn read_event<E: Pod>(item: &[u8]) -> Option<E> {
+    if item.len() != size_of::<E>() {
         return None;
     }
-    // SAFETY: the length was checked and any bytes are a valid event (it is `aya::Pod`); the read does not need alignment.
-    Some(unsafe { item.as_ptr().cast::<FlowEvent>().read_unaligned() })
+    // SAFETY: the length was checked and any bytes are a valid event (it is `Pod`); the read does not need alignment.
+    Some(unsafe { item.as_ptr().cast::<E>().read_unaligned() })
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use agent_common::offset::{CGROUP, CGROUP_TAGGED, Field, NETNS, SOCKET};
+use agent_common::offset::{BYTES, CGROUP, CGROUP_TAGGED, Field, NETNS, SOCKET};
 use btf_rs::{Btf, Type};
 
 /// The kernel's BTF; only kernels built with `CONFIG_DEBUG_INFO_BTF` have it.
@@ -36,7 +36,8 @@ impl Offsets {
             .into_iter()
             .chain(NETNS)
             .chain(CGROUP)
-            .chain([CGROUP_TAGGED]);
+            .chain([CGROUP_TAGGED])
+            .chain(BYTES);
         Self {
             found: fields
                 .filter_map(|field| offset_of(btf, &field).map(|offset| (field.global, offset)))
@@ -51,7 +52,7 @@ impl Offsets {
 
     /// Whether the BTF tracepoint program can read everything that it reads.
     pub(super) fn suffice_for_typed_sockets(&self) -> bool {
-        self.has(&SOCKET) && self.names_netns() && self.has(&CGROUP)
+        self.has(&SOCKET) && self.names_netns() && self.has(&CGROUP) && self.has(&BYTES)
     }
 
     /// Whether network namespaces are known.

@@ -67,6 +67,8 @@ fn sighting(uid: &str, remote: [u8; 4], count: u64) -> Sighting {
             port: 80,
             cgroup: 1,
             netns: 0,
+            client_port: 0,
+            connection: None,
             pid: 0,
             comm: String::new(),
             count,

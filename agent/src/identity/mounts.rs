@@ -7,8 +7,9 @@ const MOUNTS: &str = "/proc/self/mounts";
 /// The mounts that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounts {
-    /// Mount point of the cgroup v2 hierarchy: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a hybrid system.
-    pub cgroup2: PathBuf,
+    /// Mount point of the cgroup v2 hierarchy: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a hybrid system. Where it is
+    /// not mounted, that of a v1 hierarchy: for the kernel all sockets are in the root then, whose id is the same in both.
+    pub root: PathBuf,
     /// Whether cgroup v1 hierarchies are mounted beside it.
     pub hybrid: bool,
 }
@@ -19,20 +20,20 @@ pub enum MountsError {
     /// The list of mounts cannot be read.
     #[error("{MOUNTS}")]
     Read(#[from] io::Error),
-    /// It names no cgroup v2 mount.
+    /// It names no cgroup mount.
     #[error(
-        "{MOUNTS} lists no cgroup2 mount: mount one (`mount -t cgroup2 none /sys/fs/cgroup/unified`) or name it with --cgroup-root"
+        "{MOUNTS} lists no cgroup mount: mount one (`mount -t cgroup2 none /sys/fs/cgroup`) or name it with --cgroup-root"
     )]
-    NoCgroup2,
+    NoCgroup,
 }
 
 impl Mounts {
     /// Reads them from this process's mount namespace.
     ///
     /// # Errors
-    /// If the list cannot be read or has no cgroup v2 hierarchy.
+    /// If the list cannot be read or has no cgroup hierarchy.
     pub fn read() -> Result<Self, MountsError> {
-        Self::parse(&fs::read_to_string(MOUNTS)?).ok_or(MountsError::NoCgroup2)
+        Self::parse(&fs::read_to_string(MOUNTS)?).ok_or(MountsError::NoCgroup)
     }
 
     /// `mounts` as in `man 5 fstab`: device, mount point, type, …
@@ -44,9 +45,10 @@ impl Mounts {
                 (fields.next()? == wanted).then(|| PathBuf::from(unescape(point)))
             })
         };
+        // The shortest path: containers' own mounts of it lie deeper.
+        let outermost = |wanted| of_type(wanted).min_by_key(|path| path.as_os_str().len());
         Some(Self {
-            // The shortest path: containers' own mounts of it lie deeper.
-            cgroup2: of_type("cgroup2").min_by_key(|path| path.as_os_str().len())?,
+            root: outermost("cgroup2").or_else(|| outermost("cgroup"))?,
             hybrid: of_type("cgroup").next().is_some(),
         })
     }
@@ -71,7 +73,7 @@ mod tests {
         assert_eq!(
             Mounts::parse(pure),
             Some(Mounts {
-                cgroup2: "/sys/fs/cgroup".into(),
+                root: "/sys/fs/cgroup".into(),
                 hybrid: false
             })
         );
@@ -80,7 +82,15 @@ mod tests {
         assert_eq!(
             Mounts::parse(hybrid),
             Some(Mounts {
-                cgroup2: "/sys/fs/cgroup/unified".into(),
+                root: "/sys/fs/cgroup/unified".into(),
+                hybrid: true
+            })
+        );
+        let old = "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n";
+        assert_eq!(
+            Mounts::parse(old),
+            Some(Mounts {
+                root: "/sys/fs/cgroup/memory".into(),
                 hybrid: true
             })
         );

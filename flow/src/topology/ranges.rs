@@ -30,6 +30,19 @@ impl<O: Copy + Eq> Ranges<O> {
         })
     }
 
+    /// Whether `address` is the last one of an IPv4 range, which is everybody in it.
+    pub(super) fn ends_at(&self, address: IpAddr) -> bool {
+        address.is_ipv4()
+            && self.ipv4_lengths.keys().any(|&length| {
+                // A range of one or two addresses has none for everybody (RFC 3021).
+                IpNet::new(address, length).is_ok_and(|range| {
+                    length < 31
+                        && range.broadcast() == address
+                        && self.owners.contains_key(&range.trunc())
+                })
+            })
+    }
+
     /// Gives a range to `owner`; it is taken from whoever had it.
     pub(super) fn insert(&mut self, range: IpNet, owner: O) {
         if self.owners.insert(range, owner).is_none() {
@@ -77,6 +90,11 @@ mod tests {
         assert_eq!(owner(&ranges, "10.244.2.9"), Some(1));
         assert_eq!(owner(&ranges, "fd00:10:244:1::9"), Some(3));
         assert_eq!(owner(&ranges, "11.0.0.1"), None);
+        let everybody = |text: &str| ranges.ends_at(text.parse().unwrap());
+        assert!(everybody("10.244.1.255"));
+        assert!(!everybody("10.244.1.254"));
+        assert!(!everybody("11.0.0.255"));
+        assert!(!everybody("fd00:10:244:1:ffff:ffff:ffff:ffff"));
 
         ranges.remove(narrow, 1);
         assert_eq!(owner(&ranges, "10.244.1.9"), Some(2), "not the owner's");

@@ -62,6 +62,12 @@ impl Index {
         }
     }
 
+    /// Whether this is the address of everybody in a node's range of pods.
+    #[must_use]
+    pub fn is_broadcast(&self, address: IpAddr) -> bool {
+        self.pod_ranges.ends_at(address)
+    }
+
     /// The node of this name, if it lives or ended less than [`RETENTION`](super::RETENTION) ago.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<Arc<endpoint::Node>> {

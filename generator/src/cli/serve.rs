@@ -45,6 +45,10 @@ pub(super) struct Args {
     )]
     output: Option<PathBuf>,
 
+    /// Write no policies as long as the ledger says that observations were lost, by any agent or reason
+    #[arg(long, env = "MICROSHIELD_STRICT", requires = "output")]
+    strict: bool,
+
     /// What to log: error, warn, info, debug or trace, also by module
     ///
     /// The HTTP client's own words are left out by default: what comes of its failures is said where they are dealt with.
@@ -103,6 +107,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         (Some(folder), options) => Some(Publication {
             folder,
             options: options?,
+            strict: args.strict,
         }),
         (None, Err(_)) => None,
         (None, Ok(_)) => {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::ledger::Edge;
 
 /// For whoever makes policies from edges without any over UDP.
-pub const UDP_IS_NOT_SEEN: &str = "no UDP was seen, agents do not capture it yet: \
+pub const UDP_IS_NOT_SEEN: &str = "no UDP was seen: \
      the policies stop UDP to their pods, but for queries to the cluster's DNS";
 
 /// An edge for which a rule was left out, or given in another way than by labels.

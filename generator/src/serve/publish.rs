@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use flow::wire::UDP_NOT_CAPTURED;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinError,
@@ -13,7 +14,7 @@ use super::keeper::{Snapshot, SnapshotRequest};
 use crate::{
     evaluate::{InvalidPolicy, Policies, Proof, World, prove},
     folder::{self, Changes, FolderError},
-    policy::{self, Notice, Options, Reason, UDP_IS_NOT_SEEN},
+    policy::{self, Notice, Options, Reason},
 };
 
 /// The least time between two looks at the ledger: flows come in every second, and most change no policy.
@@ -30,6 +31,8 @@ pub struct Publication {
     pub folder: PathBuf,
     /// How its policies are made.
     pub options: Options,
+    /// Whether it is left alone as long as the ledger lacks something.
+    pub strict: bool,
 }
 
 /// Why the folder could not be brought up to date.
@@ -38,6 +41,14 @@ pub enum PublishError {
     /// The folder could not be written.
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// What nobody saw may be missing in the policies, and that was not to be.
+    #[error(
+        "--strict: {lost} observations were lost, and policies may lack rules for them (`microshield export` says which)"
+    )]
+    Lossy {
+        /// How many.
+        lost: u64,
+    },
     /// A policy cannot be expressed in YAML.
     #[error("cannot write a policy as YAML: {0}")]
     Yaml(#[from] serde_json::Error),
@@ -82,6 +93,11 @@ impl Publisher {
         if self.shown == Some(snapshot.revision) {
             return Ok(());
         }
+        if self.publication.strict && !snapshot.losses.is_empty() {
+            return Err(PublishError::Lossy {
+                lost: snapshot.losses.total(),
+            });
+        }
         let revision = snapshot.revision;
         let publication = Arc::clone(&self.publication);
         // Making the policies is work for the processor, writing them for the disk.
@@ -114,10 +130,7 @@ impl Publisher {
 
     /// One line for each reason whose notices have changed in number.
     fn notice(&mut self, counts: BTreeMap<Reason, usize>) {
-        let before = self.noticed.get_or_insert_with(|| {
-            warn!("{UDP_IS_NOT_SEEN}");
-            BTreeMap::new()
-        });
+        let before = self.noticed.get_or_insert_default();
         for (reason, edges) in &counts {
             if before.get(reason) != Some(edges) {
                 info!(edges, %reason, "notice");
@@ -206,6 +219,14 @@ fn report(
         lost = snapshot.losses.total(),
         "policy folder is up to date"
     );
+    for (node, reason, _) in snapshot.losses.iter() {
+        if reason == UDP_NOT_CAPTURED {
+            warn!(
+                node,
+                "UDP is not captured on this node: the policies may stop what was not seen"
+            );
+        }
+    }
     if !snapshot.losses.is_empty() {
         warn!(
             lost = snapshot.losses.total(),

@@ -11,7 +11,7 @@ use std::{
 use flow::record::FlowRecord;
 
 use crate::{
-    client::{Client, batch, flow},
+    client::{Client, batch, batch_with_losses, flow},
     generator::{Generator, PATIENCE},
 };
 
@@ -195,4 +195,27 @@ fn must_be_one() {
     ]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot create folder"));
+}
+
+/// Nothing is written of what may lack something, and what was written before stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_writes_nothing_from_a_lossy_ledger() {
+    let data = tempfile::tempdir().unwrap();
+    let policies = tempfile::tempdir().unwrap();
+    let folder = policies.path().to_str().unwrap();
+    let args = ["-o", folder, "-n", "shop", "-g", "svc", "--strict"];
+    let generator = Generator::on(data.path(), &args);
+    let (mut agent, _) = Client::join(generator.address, "one").await;
+    agent.deliver(1, vec![flow("web", "db", 5432, 1)]).await;
+    let names = ["policy-db.yaml", "policy-web.yaml"];
+    let before = wait_for_files(policies.path(), &names);
+
+    let flows = vec![flow("web", "cache", 6379, 1)];
+    agent
+        .say(&batch_with_losses(2, flows, &[("udp_peers_full", 2)]))
+        .await;
+    let line = generator.wait_for_log("policy folder is not up to date");
+    assert!(line.contains("2 observations were lost"), "{line}");
+    sleep(Duration::from_secs(2));
+    assert_eq!(files(policies.path()), before);
 }

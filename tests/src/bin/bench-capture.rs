@@ -1,7 +1,7 @@
 //! `cargo xtask bench capture`: what capturing costs, on this machine, in one run.
 //!
-//! Connections go from one pod of the lab to another, each with a byte there and back. Rounds without an agent and with
-//! one in either form are interleaved, and their medians compared: absolute figures of a shared machine mean little, the
+//! Connections go from one pod of the lab to another, each with a byte there and back. Rounds without an agent, with one in
+//! either form and with one that tells connections apart are interleaved, and their medians compared: absolute figures of a shared machine mean little, the
 //! ratios do. Times of the kernel programs come from the kernel's own accounting (`kernel.bpf_stats_enabled`), in rounds
 //! of their own, because the accounting itself costs something.
 #![forbid(unsafe_code)]
@@ -44,6 +44,7 @@ enum Beside {
     Nothing,
     Btf,
     Classic,
+    Connections,
 }
 
 /// Medians over the rounds of one kind.
@@ -88,8 +89,13 @@ fn run(cli: &Cli) -> Result<()> {
     let target = format!("tcp://{}:{PORT}", address(&lab)?);
     let _serving = server.serve(["--tcp", &PORT.to_string()])?;
 
-    let kinds = [Beside::Nothing, Beside::Btf, Beside::Classic];
-    let mut speeds: [Vec<f64>; 3] = Default::default();
+    let kinds = [
+        Beside::Nothing,
+        Beside::Btf,
+        Beside::Classic,
+        Beside::Connections,
+    ];
+    let mut speeds: [Vec<f64>; 4] = Default::default();
     for round in 0..=cli.rounds {
         for (kind, speeds) in kinds.into_iter().zip(&mut speeds) {
             let agent = start(&lab, kind)?;
@@ -132,12 +138,17 @@ fn address(lab: &Lab) -> Result<std::net::IpAddr> {
 }
 
 fn start(lab: &Lab, kind: Beside) -> Result<Option<Agent>> {
-    let hooks = match kind {
+    let options = AgentOptions::stdout(NODE);
+    let options = match kind {
         Beside::Nothing => return Ok(None),
-        Beside::Btf => "btf",
-        Beside::Classic => "classic",
+        Beside::Btf => options.arg("--hooks", "btf"),
+        Beside::Classic => options.arg("--hooks", "classic"),
+        // Room for all connections that this machine makes in a second.
+        Beside::Connections => options
+            .arg("--hooks", "btf")
+            .arg("--mode", "connections")
+            .arg("--ring-bytes", &(64 << 20).to_string()),
     };
-    let options = AgentOptions::stdout(NODE).arg("--hooks", hooks);
     Agent::start(lab, &options).map(Some)
 }
 
@@ -266,7 +277,7 @@ fn print(rows: &[Row], cli: &Cli) -> Result<()> {
     )?;
     writeln!(
         out,
-        "{:<8} {:>12} {:>6} {:>10} {:>8} {:>8} {:>12} {:>9}",
+        "{:<11} {:>12} {:>6} {:>10} {:>8} {:>8} {:>12} {:>9}",
         "BESIDE",
         "CONNECTIONS/S",
         "RATIO",
@@ -280,7 +291,7 @@ fn print(rows: &[Row], cli: &Cli) -> Result<()> {
         let beside = format!("{:?}", row.beside).to_lowercase();
         write!(
             out,
-            "{beside:<8} {:>13.0} {:>6.3}",
+            "{beside:<11} {:>13.0} {:>6.3}",
             row.connections_per_second, row.ratio_to_nothing
         )?;
         if let Some(cost) = row.agent {

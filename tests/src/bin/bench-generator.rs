@@ -359,6 +359,7 @@ fn record(
         process: None,
         sources: [Source::Ebpf].into(),
         via: None,
+        connection: None,
     }
 }
 

@@ -76,6 +76,14 @@ impl Service {
         self
     }
 
+    /// Makes the port that was added last one of UDP.
+    pub fn udp(&mut self) -> &mut Self {
+        if let Some(last) = self.ports.last_mut() {
+            last.protocol = "UDP";
+        }
+        self
+    }
+
     /// Opens the port that was added last at every node's address too.
     pub fn node_port(&mut self, port: u16) -> &mut Self {
         if let Some(last) = self.ports.last_mut() {

@@ -24,6 +24,9 @@ pub(crate) fn tests() -> Vec<Test> {
             Test::alone(name("what_is_lost_is_counted"), move || {
                 what_is_lost_is_counted(hooks)
             }),
+            Test::alone(name("owners_that_find_no_room_are_counted"), move || {
+                owners_that_find_no_room_are_counted(hooks)
+            }),
         ]);
     }
     tests
@@ -119,6 +122,45 @@ fn what_is_lost_is_counted(hooks: Hooks) -> Result<()> {
     ensure!(
         reported < made && made - reported <= lost,
         "{made} made, {reported} reported, {lost} lost"
+    );
+    Ok(())
+}
+
+/// More listeners than the map of them takes, and more calls than map and ring take together: the agent says how many
+/// owners it does not know.
+fn owners_that_find_no_room_are_counted(hooks: Hooks) -> Result<()> {
+    let lab = Lab::start(callers_and_a_server())?;
+    let options = AgentOptions::stdout("node-1")
+        .hooks(hooks)
+        .arg("--map-entries", "16")
+        .arg("--ring-bytes", "4096");
+    let agent = Agent::start(&lab, &options)?;
+    let ports = PORTS.map(|port| port.to_string()).collect::<Vec<_>>();
+    let _server = lab.pod("load/server")?.serve(["--tcp", &ports.join(",")])?;
+    // Calls that hang are the ones whose owners are all to be remembered at once.
+    lab.node("node-1").nft(
+        "table inet held { chain forward { type filter hook forward priority filter; \n\
+             tcp flags & (syn|ack) == syn drop\n}\n}",
+    )?;
+    let address = lab.cluster().addresses(lab.spec("load/server")?)[0];
+    let calls = 200..400_u16;
+    let mut steps = Vec::new();
+    for port in calls.clone() {
+        steps.push(format!("tcp a{port} 0.0.0.0:0"));
+        steps.push(format!("begin a{port} {address}:{port}"));
+    }
+    lab.pod("load/caller-0")?.play(&steps)?;
+    let losses = agent.stop()?.losses;
+    let lost = |reason: &str| losses.get(reason).copied().unwrap_or(0);
+    // There is room for a quarter as many listeners as flows.
+    ensure!(
+        lost("listeners_full") >= PORTS.len() as u64 - 4,
+        "{losses:?}"
+    );
+    let most = 16 + 4096 / 96;
+    ensure!(
+        lost("connect_owners_full") >= calls.len() as u64 - most,
+        "{losses:?}"
     );
     Ok(())
 }

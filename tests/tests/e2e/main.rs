@@ -5,10 +5,13 @@
 mod agent_lifecycle;
 mod bookinfo;
 mod capture;
+mod connections;
+mod edge_cases;
 mod failures;
 mod identity;
 mod lab_itself;
 mod pairs;
+mod udp;
 
 use std::{
     collections::BTreeMap,
@@ -99,9 +102,12 @@ fn tests() -> impl Iterator<Item = Test> {
     [
         lab_itself::tests(),
         capture::tests(),
+        connections::tests(),
+        edge_cases::tests(),
         failures::tests(),
         identity::tests(),
         pairs::tests(),
+        udp::tests(),
         agent_lifecycle::tests(),
         bookinfo::tests(),
     ]

@@ -217,6 +217,8 @@ fn sighting(local: &Local, remote: IpAddr, port: u16, event: Event, at: Timestam
             port,
             cgroup: 7,
             netns: 0,
+            client_port: 0,
+            connection: None,
             pid: 1,
             comm: "app".to_owned(),
             count: 3,

@@ -1,0 +1,447 @@
+//! UDP conversations, by the first datagram that a socket exchanges with a peer.
+//!
+//! UDP has no state changes. The end that speaks first is the client, so each socket's peers are remembered in [`PEERS`],
+//! and a conversation is counted when a peer is new, by the end that its first datagram came from. The datagrams themselves
+//! are looked at, as they leave a socket and before they are queued to one, because nothing else tells the truth:
+//!
+//! * `connect` of a datagram socket sends nothing. Resolvers connect to every address that a name has, to see which source
+//!   address the kernel would choose (RFC 6724, in glibc, musl and Go), and Go even does it with port 53.
+//! * The hooks of `sendmsg` do not run for connected sockets, those of `recvmsg` only where the caller asks who has sent, and
+//!   neither knows whether a datagram goes to one host or to many.
+//!
+//! One thing the packets do not tell: where rules of the socket's own network namespace translate the destination, as a
+//! node's do for its own processes, answers come from an address that nothing was sent to. So an address that a process
+//! names in `connect` or `sendmsg` is remembered too.
+
+use agent_common::{
+    loss::Loss,
+    types::{Address, FlowKey, Owner, PeerKey, V4_MAPPED_PREFIX, kind, v4_mapped},
+};
+use aya_ebpf::{
+    bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    helpers::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_cgroup_id},
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
+    programs::{SkBuffContext, SockAddrContext, SockContext},
+};
+
+use crate::{
+    maps::{PEERS, UDP_BINDERS, count_flow, count_loss},
+    owner::{NOBODY, current_owner, now_ns},
+};
+
+const IPPROTO_UDP: u8 = 17;
+/// `PACKET_BROADCAST` and `PACKET_MULTICAST` (`include/uapi/linux/if_packet.h`), of a frame that has arrived.
+const TO_MANY: core::ops::RangeInclusive<u32> = 1..=2;
+/// An IPv4 and a UDP header.
+const SHORTEST: usize = 28;
+/// What a cgroup program returns to let a packet or a call go on. No other value is returned here.
+const GO_ON: i32 = 1;
+
+/// Sits on datagrams that leave a socket (`ip_finish_output`, `ip6_finish_output`; since 4.10, with the helpers used here
+/// since 5.2). Every packet of every socket below the cgroup comes by, so TCP's are let go before anything else is done.
+#[cgroup_skb(egress)]
+pub(crate) fn udp_egress(ctx: SkBuffContext) -> i32 {
+    if is_datagram(&ctx) {
+        sent(&ctx);
+    }
+    GO_ON
+}
+
+/// Sits on datagrams that a socket is about to queue (`sk_filter_trim_cap`), whether or not anybody asks who sent them.
+#[cgroup_skb(ingress)]
+pub(crate) fn udp_ingress(ctx: SkBuffContext) -> i32 {
+    if is_datagram(&ctx) {
+        received(&ctx);
+    }
+    GO_ON
+}
+
+/// Sits on `connect` to an IPv4 address (`udp_pre_connect`, since 4.17); TCP's come by too.
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn udp_connect4(ctx: SockAddrContext) -> i32 {
+    if is_udp(&ctx) {
+        name_peer4(&ctx);
+    }
+    GO_ON
+}
+
+/// The same for IPv6 (`udpv6_pre_connect`).
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn udp_connect6(ctx: SockAddrContext) -> i32 {
+    if is_udp(&ctx) {
+        name_peer6(&ctx);
+    }
+    GO_ON
+}
+
+/// Sits on `sendmsg` of an unconnected socket to an IPv4 address (`udp_sendmsg`, since 4.18).
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn udp_sendmsg4(ctx: SockAddrContext) -> i32 {
+    name_peer4(&ctx);
+    GO_ON
+}
+
+/// The same for IPv6 (`udpv6_sendmsg`).
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn udp_sendmsg6(ctx: SockAddrContext) -> i32 {
+    name_peer6(&ctx);
+    GO_ON
+}
+
+/// Sits at the end of `bind` (`__inet_bind`, since 4.17), in the process that calls it.
+#[cgroup_sock(post_bind4)]
+pub(crate) fn udp_bind4(ctx: SockContext) -> i32 {
+    remember_binder(&ctx);
+    GO_ON
+}
+
+/// The same for IPv6 (`__inet6_bind`).
+#[cgroup_sock(post_bind6)]
+pub(crate) fn udp_bind6(ctx: SockContext) -> i32 {
+    remember_binder(&ctx);
+    GO_ON
+}
+
+/// One end of a datagram's way; the port is in host byte order.
+#[derive(Clone, Copy)]
+struct End {
+    address: Address,
+    port: u16,
+}
+
+struct Datagram {
+    source: End,
+    destination: End,
+}
+
+/// Where a packet begins and ends: it begins with the network header, and has the headers in its linear part, because the
+/// kernel has parsed them (`__cgroup_bpf_run_filter_skb`).
+#[inline(always)]
+fn bounds(ctx: &SkBuffContext) -> (usize, usize) {
+    // SAFETY: the verifier checks the accesses to the context, and knows these two as the bounds of the packet.
+    unsafe {
+        (
+            (&raw const (*ctx.skb.skb).data).read_volatile() as usize,
+            (&raw const (*ctx.skb.skb).data_end).read_volatile() as usize,
+        )
+    }
+}
+
+/// Whether the packet is UDP's. Extension headers of IPv6 before UDP's are not followed.
+#[inline(always)]
+fn is_datagram(ctx: &SkBuffContext) -> bool {
+    let (data, end) = bounds(ctx);
+    if data + SHORTEST > end {
+        return false;
+    }
+    // SAFETY: these bytes are there.
+    let (first, protocol4, protocol6): (u8, u8, u8) =
+        unsafe { (at(data, 0), at(data, 9), at(data, 6)) };
+    match first >> 4 {
+        4 => protocol4 == IPPROTO_UDP,
+        6 => protocol6 == IPPROTO_UDP,
+        _ => false,
+    }
+}
+
+impl Datagram {
+    /// Reads both ends from the headers; `None` if it does not go from one host to another.
+    #[inline(always)]
+    fn read(ctx: &SkBuffContext) -> Option<Self> {
+        let (data, end) = bounds(ctx);
+        if data + SHORTEST > end {
+            return None;
+        }
+        // SAFETY: this byte is there.
+        let first: u8 = unsafe { at(data, 0) };
+        let (source, destination, ports) = match first >> 4 {
+            4 => {
+                // SAFETY: within the shortest packet. Addresses are copied as they are, in network byte order.
+                let (source, destination) = unsafe { (at(data, 12), at(data, 16)) };
+                let ports = data + usize::from(first & 0xf) * 4;
+                (v4_mapped(source), v4_mapped(destination), ports)
+            }
+            6 if data + 48 <= end => {
+                // SAFETY: within the 48 bytes.
+                let (source, destination) = unsafe { (at(data, 8), at(data, 24)) };
+                (source, destination, data + 40)
+            }
+            _ => return None,
+        };
+        if ports + 4 > end || is_to_many(&destination) || is_loopback(&destination) {
+            return None;
+        }
+        // SAFETY: four bytes are there, as was just checked.
+        let (from, to): (u16, u16) = unsafe { (at(ports, 0), at(ports, 2)) };
+        Some(Self {
+            source: End {
+                address: source,
+                port: u16::from_be(from),
+            },
+            destination: End {
+                address: destination,
+                port: u16::from_be(to),
+            },
+        })
+    }
+}
+
+/// A datagram leaves: to a peer that has spoken before it is an answer, else this end is the client.
+///
+/// A function of its own, so that the program saves and reserves next to nothing for packets of TCP.
+#[inline(never)]
+fn sent(ctx: &SkBuffContext) {
+    let Some(Datagram {
+        source: local,
+        destination: remote,
+    }) = Datagram::read(ctx)
+    else {
+        return;
+    };
+    let (local, remote) = (&local, &remote);
+    let now = now_ns();
+    let key = peer_key(cookie(ctx), remote, 0);
+    if !is_known(&key, now) && meet(&key, now) {
+        count(ctx, local, remote, remote.port, kind::CONNECTED, now);
+    }
+}
+
+/// A datagram arrives: from a peer that was spoken to before it is an answer, else this end is the server.
+#[inline(never)]
+fn received(ctx: &SkBuffContext) {
+    // SAFETY: the verifier checks the access to the context.
+    let to = unsafe { (&raw const (*ctx.skb.skb).pkt_type).read_volatile() };
+    if TO_MANY.contains(&to) {
+        return;
+    }
+    let Some(Datagram {
+        source: remote,
+        destination: local,
+    }) = Datagram::read(ctx)
+    else {
+        return;
+    };
+    let (local, remote) = (&local, &remote);
+    let now = now_ns();
+    let socket = cookie(ctx);
+    if is_known(&peer_key(socket, remote, 0), now) || is_known(&peer_key(socket, remote, 1), now) {
+        return;
+    }
+    if meet(&peer_key(socket, remote, 0), now) {
+        count(ctx, local, remote, local.port, kind::ACCEPTED, now);
+    }
+}
+
+#[inline(always)]
+fn is_udp(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the verifier checks the access to the context.
+    let protocol = unsafe { (&raw const (*ctx.sock_addr).protocol).read_volatile() };
+    protocol == u32::from(IPPROTO_UDP)
+}
+
+#[inline(always)]
+fn name_peer4(ctx: &SockAddrContext) {
+    // SAFETY: the verifier checks the access to the context. The address is in network byte order.
+    let address = unsafe { (&raw const (*ctx.sock_addr).user_ip4).read_volatile() };
+    name_peer(ctx, v4_mapped(address.to_ne_bytes()));
+}
+
+#[inline(always)]
+fn name_peer6(ctx: &SockAddrContext) {
+    // SAFETY: as above. Word by word, because kernels before 5.3 take no wider reads.
+    let words = unsafe {
+        [
+            (&raw const (*ctx.sock_addr).user_ip6[0]).read_volatile(),
+            (&raw const (*ctx.sock_addr).user_ip6[1]).read_volatile(),
+            (&raw const (*ctx.sock_addr).user_ip6[2]).read_volatile(),
+            (&raw const (*ctx.sock_addr).user_ip6[3]).read_volatile(),
+        ]
+    };
+    name_peer(ctx, from_words(words));
+}
+
+/// Remembers that a process has named this address, to which its datagrams may never go under that name.
+#[inline(always)]
+fn name_peer(ctx: &SockAddrContext, address: Address) {
+    if is_to_many(&address) {
+        return;
+    }
+    // SAFETY: the verifier checks the access to the context. The port is in network byte order.
+    let port = unsafe { (&raw const (*ctx.sock_addr).user_port).read_volatile() };
+    let remote = End {
+        address,
+        port: u16::from_be(port as u16),
+    };
+    // SAFETY: the helper takes the context of this program.
+    let socket = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
+    let now = now_ns();
+    let named = peer_key(socket, &remote, 1);
+    if !is_known(&peer_key(socket, &remote, 0), now) && !is_known(&named, now) {
+        let _new = meet(&named, now);
+    }
+}
+
+#[inline(always)]
+fn remember_binder(ctx: &SockContext) {
+    // SAFETY: the verifier checks the access to the context.
+    let protocol = unsafe { (&raw const (*ctx.sock).protocol).read_volatile() };
+    if protocol != u32::from(IPPROTO_UDP) {
+        return;
+    }
+    let mut owner = current_owner(0);
+    // SAFETY: map, socket and value are of the types that the helper wants. A socket has room for it as long as there is
+    // memory; what is missing then is pid and name.
+    unsafe {
+        bpf_sk_storage_get(
+            (&raw const UDP_BINDERS).cast_mut().cast(),
+            ctx.sock.cast(),
+            (&raw mut owner).cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        );
+    }
+}
+
+/// Who has bound the socket that this datagram belongs to.
+#[inline(always)]
+fn binder(ctx: &SkBuffContext) -> Owner {
+    // SAFETY: the verifier sees that the socket is checked before it is used, and that the value is.
+    unsafe {
+        let socket = socket(ctx);
+        if socket.is_null() {
+            return NOBODY;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        if socket.is_null() {
+            return NOBODY;
+        }
+        bpf_sk_storage_get(
+            (&raw const UDP_BINDERS).cast_mut().cast(),
+            socket.cast(),
+            core::ptr::null_mut(),
+            0,
+        )
+        .cast::<Owner>()
+        .as_ref()
+        .copied()
+        .unwrap_or(NOBODY)
+    }
+}
+
+#[inline(always)]
+fn count(ctx: &SkBuffContext, local: &End, remote: &End, port: u16, kind: u8, now: u64) {
+    let key = FlowKey {
+        local: local.address,
+        remote: remote.address,
+        // SAFETY: the helper takes the context of this program, whose socket is the one that sends or receives.
+        cgroup: unsafe { bpf_skb_cgroup_id(ctx.skb.skb) },
+        netns: 0,
+        port,
+        protocol: IPPROTO_UDP,
+        kind,
+    };
+    count_flow(&key, now, || {
+        if kind == kind::CONNECTED {
+            // A datagram leaves in the process that sends it.
+            current_owner(0)
+        } else {
+            binder(ctx)
+        }
+    });
+}
+
+/// Whether this peer is known; it stays so for a while then.
+#[inline(always)]
+fn is_known(key: &PeerKey, now: u64) -> bool {
+    let Some(last_ns) = PEERS.get_ptr_mut(key) else {
+        return false;
+    };
+    // SAFETY: an entry that the agent deletes at this moment may be another's when this is written: it is a time in any case,
+    // and at worst an idle peer stays known for longer.
+    unsafe { last_ns.write_volatile(now) };
+    true
+}
+
+/// Remembers a peer; `true` if it was not known, whichever CPU asks first.
+#[inline(always)]
+fn meet(key: &PeerKey, now: u64) -> bool {
+    const EEXIST: i32 = -17;
+    match PEERS.insert(key, &now, u64::from(BPF_NOEXIST)) {
+        Ok(()) => true,
+        Err(EEXIST) => false,
+        Err(_full) => {
+            count_loss(if key.named == 0 {
+                Loss::UdpPeersFull
+            } else {
+                Loss::UdpNamesFull
+            });
+            false
+        }
+    }
+}
+
+#[inline(always)]
+fn peer_key(socket: u64, remote: &End, named: u8) -> PeerKey {
+    PeerKey {
+        address: remote.address,
+        socket,
+        port: remote.port,
+        named,
+        padding: [0; 5],
+    }
+}
+
+/// The kernel's number for the socket; it is never given to another.
+#[inline(always)]
+fn cookie(ctx: &SkBuffContext) -> u64 {
+    // SAFETY: the helper takes the context of this program.
+    unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) }
+}
+
+#[inline(always)]
+fn socket(ctx: &SkBuffContext) -> *mut bpf_sock {
+    // SAFETY: the verifier checks the access to the context.
+    unsafe { (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile() }
+}
+
+/// Whether the address is a multicast group's, or everybody's on the link.
+#[inline(always)]
+fn is_to_many(address: &Address) -> bool {
+    if is_v4(address) {
+        address[12] & 0xf0 == 0xe0 || address[12..] == [0xff; 4]
+    } else {
+        address[0] == 0xff
+    }
+}
+
+#[inline(always)]
+fn is_loopback(address: &Address) -> bool {
+    if is_v4(address) {
+        address[12] == 127
+    } else {
+        *address == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    }
+}
+
+#[inline(always)]
+fn is_v4(address: &Address) -> bool {
+    address[..12] == V4_MAPPED_PREFIX
+}
+
+#[inline(always)]
+fn from_words(words: [u32; 4]) -> Address {
+    let [a, b, c, d] = words.map(u32::to_ne_bytes);
+    [
+        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2],
+        d[3],
+    ]
+}
+
+/// Reads at a byte offset into a packet.
+///
+/// # Safety
+/// As many bytes must be there, checked in a way that the verifier follows.
+#[inline(always)]
+unsafe fn at<T: Copy>(data: usize, offset: usize) -> T {
+    // SAFETY: the caller's. Packets are not aligned.
+    unsafe { ((data + offset) as *const T).read_unaligned() }
+}

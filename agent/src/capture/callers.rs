@@ -1,0 +1,142 @@
+//! Who called, of connects that were under way when the map of flows was drained.
+
+use std::collections::HashMap;
+
+use agent_common::types::{COMM_LEN, FlowKey, FlowValue, kind};
+
+/// How many drains an owner is remembered: the kernel tries a handshake for two minutes by default
+/// (`net.ipv4.tcp_syn_retries`).
+const ROUNDS_KEPT: u32 = 180;
+
+/// Flows whose owner is remembered at once. What exceeds it is counted, and lacks pid and name.
+const MOST: usize = 65_536;
+
+/// The owners of flows that have an entry with a count of 0: of calls that had not ended, or that failed.
+#[derive(Debug, Default)]
+pub(super) struct Callers {
+    by_flow: HashMap<FlowKey, Caller>,
+    round: u32,
+}
+
+#[derive(Debug)]
+struct Caller {
+    pid: u32,
+    comm: [u8; COMM_LEN],
+    seen: u32,
+}
+
+impl Callers {
+    /// Takes the entries without a count out of `flows`, and names the owners of the others where they lack one. Returns how
+    /// many owners there was no room for.
+    pub(super) fn settle(&mut self, flows: &mut Vec<(FlowKey, FlowValue)>) -> u64 {
+        self.round = self.round.saturating_add(1);
+        let oldest = self.round.saturating_sub(ROUNDS_KEPT);
+        self.by_flow.retain(|_, caller| caller.seen >= oldest);
+        let mut forgotten = 0;
+        flows.retain(|(key, value)| {
+            if value.count > 0 {
+                return true;
+            }
+            if self.by_flow.len() < MOST || self.by_flow.contains_key(key) {
+                let caller = Caller {
+                    pid: value.pid,
+                    comm: value.comm,
+                    seen: self.round,
+                };
+                self.by_flow.insert(*key, caller);
+            } else {
+                forgotten += 1;
+            }
+            false
+        });
+        for (key, value) in flows.iter_mut().filter(|(_, value)| value.pid == 0) {
+            if let Some(caller) = self.by_flow.get(&as_announced(key)) {
+                value.pid = caller.pid;
+                value.comm = caller.comm;
+            }
+        }
+        forgotten
+    }
+}
+
+/// The key under which the call was announced, before it was known whether it would fail.
+fn as_announced(key: &FlowKey) -> FlowKey {
+    FlowKey {
+        kind: if key.kind == kind::CONNECT_FAILED {
+            kind::CONNECTED
+        } else {
+            key.kind
+        },
+        ..*key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(kind: u8, port: u16, count: u64, pid: u32) -> (FlowKey, FlowValue) {
+        let key = FlowKey {
+            local: [1; 16],
+            remote: [2; 16],
+            cgroup: 3,
+            netns: 4,
+            port,
+            protocol: 6,
+            kind,
+        };
+        let value = FlowValue {
+            count,
+            first_ns: 5,
+            last_ns: 6,
+            pid,
+            padding: 0,
+            comm: [u8::try_from(pid).unwrap(); COMM_LEN],
+        };
+        (key, value)
+    }
+
+    fn pids(flows: &[(FlowKey, FlowValue)]) -> Vec<(u16, u32)> {
+        flows
+            .iter()
+            .map(|(key, value)| (key.port, value.pid))
+            .collect()
+    }
+
+    #[test]
+    fn a_call_keeps_its_caller_over_drains_and_failures() {
+        let mut callers = Callers::default();
+        let mut first = vec![
+            flow(kind::CONNECT_FAILED, 80, 1, 0),
+            flow(kind::CONNECTED, 80, 0, 7),
+            flow(kind::CONNECTED, 81, 0, 8),
+            flow(kind::CONNECTED, 82, 2, 9),
+        ];
+        assert_eq!(callers.settle(&mut first), 0);
+        assert_eq!(pids(&first), [(80, 7), (82, 9)]);
+        let mut second = vec![
+            flow(kind::CONNECTED, 81, 1, 0),
+            flow(kind::ACCEPTED, 81, 1, 0),
+        ];
+        assert_eq!(callers.settle(&mut second), 0);
+        assert_eq!(pids(&second), [(81, 8), (81, 0)]);
+        for _ in 0..=ROUNDS_KEPT {
+            callers.settle(&mut Vec::new());
+        }
+        let mut late = vec![flow(kind::CONNECTED, 81, 1, 0)];
+        callers.settle(&mut late);
+        assert_eq!(pids(&late), [(81, 0)]);
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted() {
+        let mut callers = Callers::default();
+        let mut many: Vec<_> = (0..=u16::MAX)
+            .map(|port| flow(kind::CONNECTED, port, 0, 1))
+            .collect();
+        assert_eq!(callers.settle(&mut many), 0);
+        let (mut key, value) = flow(kind::CONNECTED, 1, 0, 1);
+        key.netns += 1;
+        assert_eq!(callers.settle(&mut vec![(key, value)]), 1);
+    }
+}

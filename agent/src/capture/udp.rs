@@ -1,0 +1,104 @@
+//! The UDP programs: loaded and attached to a cgroup, beside those of others.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+use agent_common::name::{UDP_ADDRESS, UDP_BIND, UDP_EGRESS, UDP_INGRESS};
+use aya::{
+    Ebpf,
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Program,
+        ProgramError,
+    },
+};
+
+/// With a link, which is what aya takes since 5.7, programs of others at the same cgroup always stay, and this is the only
+/// mode that older kernels know (`cgroup_bpf_link_attach` in `kernel/bpf/cgroup.c`).
+const BESIDE_OTHERS: CgroupAttachMode = CgroupAttachMode::Single;
+
+/// Why UDP is not captured.
+#[derive(Debug, thiserror::Error)]
+pub enum UdpError {
+    /// The cgroup cannot be opened.
+    #[error("{}", .path.display())]
+    Cgroup {
+        /// Its folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refused a program, the folder is no cgroup of the v2 hierarchy, or has a program that tolerates no other.
+    #[error(
+        "the kernel does not take the program {program}; UDP needs a cgroup of the v2 hierarchy"
+    )]
+    Program {
+        /// Its name in the object.
+        program: &'static str,
+        /// What the kernel said.
+        source: ProgramError,
+    },
+}
+
+/// Loads the programs and attaches them to the cgroup at `path`: from then on they see the sockets of the processes in it
+/// and below. If one cannot be attached none is left.
+pub(super) fn attach(ebpf: &mut Ebpf, path: &Path) -> Result<(), UdpError> {
+    let cgroup = File::open(path).map_err(|source| UdpError::Cgroup {
+        path: path.to_owned(),
+        source,
+    })?;
+    // What names processes and addresses comes before what looks at datagrams.
+    let order = UDP_BIND
+        .into_iter()
+        .chain(UDP_ADDRESS)
+        .chain([UDP_INGRESS, UDP_EGRESS]);
+    for program in order.clone() {
+        if let Err(source) = attach_one(ebpf, program, &cgroup) {
+            for program in order {
+                unload(ebpf, program);
+            }
+            return Err(UdpError::Program { program, source });
+        }
+    }
+    Ok(())
+}
+
+fn attach_one(ebpf: &mut Ebpf, name: &str, cgroup: &File) -> Result<(), ProgramError> {
+    match ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)? {
+        Program::CgroupSkb(program) => {
+            let end = if name == UDP_INGRESS {
+                CgroupSkbAttachType::Ingress
+            } else {
+                CgroupSkbAttachType::Egress
+            };
+            program.load()?;
+            program.attach(cgroup, end, BESIDE_OTHERS)?;
+        }
+        Program::CgroupSock(program) => {
+            program.load()?;
+            program.attach(cgroup, BESIDE_OTHERS)?;
+        }
+        Program::CgroupSockAddr(program) => {
+            program.load()?;
+            program.attach(cgroup, BESIDE_OTHERS)?;
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    }
+    Ok(())
+}
+
+/// Detaches a program; one that was not loaded stays as it is.
+fn unload(ebpf: &mut Ebpf, name: &str) {
+    let unloaded = match ebpf.program_mut(name) {
+        Some(Program::CgroupSkb(program)) => CgroupSkb::unload(program),
+        Some(Program::CgroupSock(program)) => CgroupSock::unload(program),
+        Some(Program::CgroupSockAddr(program)) => CgroupSockAddr::unload(program),
+        _ => Ok(()),
+    };
+    match unloaded {
+        Ok(()) | Err(ProgramError::NotLoaded) => {}
+        Err(error) => tracing::warn!(%error, name, "the program stays attached"),
+    }
+}

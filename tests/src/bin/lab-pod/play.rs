@@ -1,0 +1,247 @@
+//! Sockets by the step, for what neither `serve` nor `call` does.
+
+use std::{
+    collections::HashMap,
+    env, fs, io,
+    mem::MaybeUninit,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd as _, OwnedFd},
+    process::{Command, Stdio},
+    str::FromStr,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Error, Result, bail, ensure};
+use clap::Args;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::call::announce;
+
+/// `IPPROTO_MPTCP`.
+const MPTCP: i32 = 262;
+
+/// How long a step may block.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Such as `udp a 0.0.0.0:0`, `sendto a 10.0.0.1:53`, `recv a`; names of sockets are free.
+    #[arg(required = true)]
+    steps: Vec<Step>,
+}
+
+/// One step. Sockets go by names, addresses have a port.
+#[derive(Clone, Debug)]
+enum Step {
+    /// `udp NAME ADDRESS`: a datagram socket that is bound there; port 0 is any.
+    Udp(String, SocketAddr),
+    /// `tcp NAME ADDRESS`: a stream socket that is bound there.
+    Tcp(String, SocketAddr),
+    /// `mptcp NAME ADDRESS`: the same for multipath TCP.
+    Mptcp(String, SocketAddr),
+    /// `connect NAME ADDRESS`.
+    Connect(String, SocketAddr),
+    /// `begin NAME ADDRESS`: a connect that does not wait.
+    Begin(String, SocketAddr),
+    /// `fastopen NAME ADDRESS`: a connect that carries its first byte, if the kernel has a cookie for it.
+    FastOpen(String, SocketAddr),
+    /// `listen NAME`.
+    Listen(String),
+    /// `inherited NAME`: the socket that standard input is.
+    Inherited(String),
+    /// `worker NAME CGROUP STEP,STEP`: hands the socket to another process, in this cgroup, which takes these steps.
+    Worker(String, String, Vec<String>),
+    /// `sysctl NAME VALUE`: in this network namespace; the name has slashes.
+    Sysctl(String, String),
+    /// `accept NAME NEW`.
+    Accept(String, String),
+    /// `send NAME`: a byte to where it is connected.
+    Send(String),
+    /// `sendto NAME ADDRESS`: a byte there.
+    SendTo(String, SocketAddr),
+    /// `recv NAME`: without asking who has sent.
+    Recv(String),
+    /// `answer NAME`: receives, and sends a byte to whoever has sent.
+    Answer(String),
+    /// `join NAME GROUP`.
+    Join(String, IpAddr),
+    /// `broadcast NAME`: lets it send to everybody.
+    Broadcast(String),
+    /// `close NAME`.
+    Close(String),
+    /// `abort NAME`: closes it by a reset.
+    Abort(String),
+    /// `pause MILLISECONDS`.
+    Pause(u64),
+    /// `burst COUNT ADDRESS`: so many datagrams, each from a connected socket of its own, with a port of its own.
+    Burst(usize, SocketAddr),
+    /// `ready`: tells the lab.
+    Ready,
+}
+
+impl FromStr for Step {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let name = |name: &str| name.to_owned();
+        Ok(match words[..] {
+            ["udp", socket, address] => Self::Udp(name(socket), address.parse()?),
+            ["tcp", socket, address] => Self::Tcp(name(socket), address.parse()?),
+            ["mptcp", socket, address] => Self::Mptcp(name(socket), address.parse()?),
+            ["connect", socket, address] => Self::Connect(name(socket), address.parse()?),
+            ["begin", socket, address] => Self::Begin(name(socket), address.parse()?),
+            ["fastopen", socket, address] => Self::FastOpen(name(socket), address.parse()?),
+            ["inherited", socket] => Self::Inherited(name(socket)),
+            ["worker", socket, cgroup, ref steps @ ..] => {
+                let steps = steps.join(" ");
+                let steps = steps.split(',').map(name).collect();
+                Self::Worker(name(socket), name(cgroup), steps)
+            }
+            ["sysctl", setting, value] => Self::Sysctl(name(setting), name(value)),
+            ["listen", socket] => Self::Listen(name(socket)),
+            ["accept", socket, new] => Self::Accept(name(socket), name(new)),
+            ["send", socket] => Self::Send(name(socket)),
+            ["sendto", socket, address] => Self::SendTo(name(socket), address.parse()?),
+            ["recv", socket] => Self::Recv(name(socket)),
+            ["answer", socket] => Self::Answer(name(socket)),
+            ["join", socket, group] => Self::Join(name(socket), group.parse()?),
+            ["broadcast", socket] => Self::Broadcast(name(socket)),
+            ["close", socket] => Self::Close(name(socket)),
+            ["abort", socket] => Self::Abort(name(socket)),
+            ["pause", milliseconds] => Self::Pause(milliseconds.parse()?),
+            ["burst", count, address] => Self::Burst(count.parse()?, address.parse()?),
+            ["ready"] => Self::Ready,
+            _ => bail!("`{text}` is no step"),
+        })
+    }
+}
+
+/// Takes the steps; the first that fails ends it.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let mut sockets = HashMap::new();
+    for step in &options.steps {
+        take(step, &mut sockets).with_context(|| format!("{step:?}"))?;
+    }
+    Ok(())
+}
+
+fn take(step: &Step, sockets: &mut HashMap<String, Socket>) -> Result<()> {
+    let get = |name: &String| {
+        sockets
+            .get(name)
+            .with_context(|| format!("no socket {name}"))
+    };
+    match step {
+        Step::Udp(name, address) => {
+            let socket = open(*address, Type::DGRAM, Protocol::UDP)?;
+            sockets.insert(name.clone(), socket);
+        }
+        Step::Tcp(name, address) => {
+            let socket = open(*address, Type::STREAM, Protocol::TCP)?;
+            sockets.insert(name.clone(), socket);
+        }
+        Step::Mptcp(name, address) => {
+            let socket = open(*address, Type::STREAM, MPTCP.into())?;
+            sockets.insert(name.clone(), socket);
+        }
+        Step::Connect(name, address) => get(name)?.connect(&(*address).into())?,
+        Step::Begin(name, address) => {
+            let socket = get(name)?;
+            socket.set_nonblocking(true)?;
+            match socket.connect(&(*address).into()) {
+                Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => {
+                    return Err(error.into());
+                }
+                _ => socket.set_nonblocking(false)?,
+            }
+        }
+        Step::FastOpen(name, address) => {
+            get(name)?.send_to_with_flags(b"?", &(*address).into(), nix::libc::MSG_FASTOPEN)?;
+        }
+        Step::Listen(name) => get(name)?.listen(1024)?,
+        Step::Inherited(name) => {
+            let socket = Socket::from(io::stdin().as_fd().try_clone_to_owned()?);
+            sockets.insert(name.clone(), socket);
+        }
+        Step::Worker(name, cgroup, steps) => {
+            let socket = OwnedFd::from(get(name)?.try_clone()?);
+            let status = Command::new(env::current_exe()?)
+                .args(["--cgroup", cgroup, "play", &format!("inherited {name}")])
+                .args(steps)
+                .stdin(Stdio::from(socket))
+                .status()?;
+            ensure!(status.success(), "the worker: {status}");
+        }
+        Step::Sysctl(name, value) => fs::write(format!("/proc/sys/{name}"), value)?,
+        Step::Accept(name, new) => {
+            let (socket, _) = get(name)?.accept()?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            sockets.insert(new.clone(), socket);
+        }
+        Step::Send(name) => {
+            get(name)?.send(b"?")?;
+        }
+        Step::SendTo(name, address) => {
+            get(name)?.send_to(b"?", &(*address).into())?;
+        }
+        Step::Recv(name) => {
+            get(name)?.recv(&mut [MaybeUninit::uninit()])?;
+        }
+        Step::Answer(name) => {
+            let socket = get(name)?;
+            let (_, peer) = socket.recv_from(&mut [MaybeUninit::uninit()])?;
+            socket.send_to(b"!", &peer)?;
+        }
+        Step::Join(name, IpAddr::V4(group)) => {
+            get(name)?.join_multicast_v4(group, &[0, 0, 0, 0].into())?;
+        }
+        Step::Join(name, IpAddr::V6(group)) => get(name)?.join_multicast_v6(group, 0)?,
+        Step::Broadcast(name) => get(name)?.set_broadcast(true)?,
+        Step::Close(name) => drop(sockets.remove(name)),
+        Step::Abort(name) => {
+            if let Some(socket) = sockets.remove(name) {
+                socket.set_linger(Some(Duration::ZERO))?;
+            }
+        }
+        Step::Pause(milliseconds) => thread::sleep(Duration::from_millis(*milliseconds)),
+        Step::Burst(count, address) => burst(*count, *address)?,
+        Step::Ready => announce()?,
+    }
+    Ok(())
+}
+
+fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    if kind == Type::STREAM {
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+    }
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.bind(&SockAddr::from(address))?;
+    Ok(socket)
+}
+
+/// A socket for each datagram, as resolvers do it.
+fn burst(count: usize, address: SocketAddr) -> io::Result<()> {
+    for port in (20_000..).take(count) {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::DGRAM,
+            Some(Protocol::UDP),
+        )?;
+        // Ports that the kernel chooses may come again, and be no new peer for the other end.
+        let any = match address.ip() {
+            IpAddr::V4(_) => IpAddr::from([0; 4]),
+            IpAddr::V6(_) => IpAddr::from([0; 16]),
+        };
+        socket.bind(&SocketAddr::new(any, port).into())?;
+        socket.connect(&address.into())?;
+        socket.send(b"?")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! `--mode connections`: each connection for itself.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use anyhow::{Result, ensure};
+use flow::record::{ConnectionEvent, Direction};
+use lab::{Agent, AgentOptions, Cluster, Hooks, Lab, truth::Edge};
+
+use crate::{HOOKS, Test};
+
+pub(crate) fn tests() -> Vec<Test> {
+    let mut tests = Vec::new();
+    for hooks in HOOKS {
+        tests.push(Test::new(
+            format!("connections::each_for_itself[{hooks}]"),
+            move || each_for_itself(hooks),
+        ));
+        tests.push(Test::alone(
+            format!("connections::more_than_the_ring_holds[{hooks}]"),
+            move || more_than_the_ring_holds(hooks),
+        ));
+    }
+    tests
+}
+
+const CALLS: u64 = 20;
+
+fn stage() -> Result<Lab> {
+    let mut cluster = Cluster::apart();
+    cluster.node("node-1");
+    cluster.pod("shop", "client");
+    cluster.pod("shop", "server");
+    Lab::start(cluster)
+}
+
+fn call(lab: &Lab, count: u64) -> Result<()> {
+    let _server = lab.pod("shop/server")?.serve(["--tcp", "7000"])?;
+    let address = lab.cluster().addresses(lab.spec("shop/server")?)[0];
+    let target = format!("tcp://{}", SocketAddr::new(address, 7000));
+    lab.pod("shop/client")?
+        .call_all(["--count", &count.to_string(), &target])?;
+    Ok(())
+}
+
+fn edges(count: u64) -> BTreeMap<Edge, u64> {
+    [Direction::Egress, Direction::Ingress]
+        .map(|direction| {
+            (
+                Edge::new(direction, "shop/client", "shop/server TCP 7000"),
+                count,
+            )
+        })
+        .into()
+}
+
+/// Both ends report the beginning and the end of each connection under the same client's port, with a byte each way.
+fn each_for_itself(hooks: Hooks) -> Result<()> {
+    let lab = stage()?;
+    let options = AgentOptions::stdout("node-1")
+        .hooks(hooks)
+        .arg("--mode", "connections");
+    let agent = Agent::start(&lab, &options)?;
+    call(&lab, CALLS)?;
+    let capture = agent.stop()?;
+    ensure!(capture.losses.is_empty(), "{:?}", capture.losses);
+    let seen = lab::truth::edges(&capture.records);
+    ensure!(seen == edges(CALLS), "{seen:#?}");
+    let mut stories: BTreeMap<(u16, &str), Vec<ConnectionEvent>> = BTreeMap::new();
+    for record in &capture.records {
+        let Some(connection) = record.connection else {
+            anyhow::bail!("not told apart: {record:?}");
+        };
+        let story = stories
+            .entry((record.tuple.src_port, record.direction.name()))
+            .or_default();
+        story.push(connection.event);
+        let closed = connection.event == ConnectionEvent::Close;
+        let bytes = (connection.bytes_sent, connection.bytes_received);
+        ensure!(
+            record.count == u64::from(!closed)
+                && (bytes == (0, 0)) != closed
+                && (!closed || (bytes.0 == 1 && (1..=2).contains(&bytes.1))),
+            "{record:?}"
+        );
+        ensure!(
+            connection.duration_ns < 5_000_000_000
+                && (connection.duration_ns > 0 || connection.event == ConnectionEvent::Accept),
+            "{record:?}"
+        );
+    }
+    ensure!(
+        stories.len() as u64 == 2 * CALLS,
+        "{} stories",
+        stories.len()
+    );
+    for ((port, direction), story) in stories {
+        let begins = match direction {
+            "egress" => ConnectionEvent::Connect,
+            _ => ConnectionEvent::Accept,
+        };
+        ensure!(
+            port != 0 && story == [begins, ConnectionEvent::Close],
+            "{port} {direction}: {story:?}"
+        );
+    }
+    Ok(())
+}
+
+/// What exceeds the ring is counted by flow, and the counts stay exact.
+fn more_than_the_ring_holds(hooks: Hooks) -> Result<()> {
+    const MANY: u64 = 500;
+    let lab = stage()?;
+    let options = AgentOptions::stdout("node-1")
+        .hooks(hooks)
+        .arg("--mode", "connections")
+        .arg("--ring-bytes", "4096");
+    let agent = Agent::start(&lab, &options)?;
+    call(&lab, MANY)?;
+    let capture = agent.stop()?;
+    let seen = lab::truth::edges(&capture.records);
+    ensure!(seen == edges(MANY), "{seen:#?}");
+    let apart = |closed: bool| {
+        let of = |event| (event == ConnectionEvent::Close) == closed;
+        let events = capture
+            .records
+            .iter()
+            .filter_map(|record| record.connection);
+        events.filter(|connection| of(connection.event)).count() as u64
+    };
+    let lost = |reason: &str| capture.losses.get(reason).copied().unwrap_or(0);
+    // Connections of others on this machine can be among the counted.
+    ensure!(
+        apart(false) < 2 * MANY && apart(false) + lost("connections_added_up") >= 2 * MANY,
+        "{} begun, {:?}",
+        apart(false),
+        capture.losses
+    );
+    ensure!(
+        apart(true) < 2 * MANY && apart(true) + lost("closes_lost") >= 2 * MANY,
+        "{} ended, {:?}",
+        apart(true),
+        capture.losses
+    );
+    Ok(())
+}

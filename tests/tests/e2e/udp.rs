@@ -1,0 +1,419 @@
+//! UDP: who speaks first to whom, and on which port.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use anyhow::{Context, Result, ensure};
+use flow::record::Direction::{self, Egress, Ingress};
+use lab::{Agent, AgentOptions, Capture, Cluster, Lab, Process, cgroup, truth::Edge};
+
+use crate::{Test, expect};
+
+pub(crate) fn tests() -> Vec<Test> {
+    let mut tests: Vec<Test> = CASES
+        .into_iter()
+        .map(|(name, check)| Test::new(format!("udp::{name}"), check))
+        .collect();
+    if cgroup::v1_mount().is_some() {
+        tests.push(Test::new(
+            "udp::not_without_cgroup_v2",
+            not_without_cgroup_v2,
+        ));
+    } else {
+        eprintln!("udp::not_without_cgroup_v2 is skipped: no cgroup v1 hierarchy is mounted here");
+    }
+    tests
+}
+
+type Check = fn() -> Result<()>;
+
+const CASES: [(&str, Check); 12] = [
+    ("resolvers", resolvers),
+    ("a_service_address", a_service_address),
+    (
+        "a_service_address_from_its_own_node",
+        a_service_address_from_its_own_node,
+    ),
+    ("a_sink_that_never_answers", a_sink_that_never_answers),
+    ("one_socket_and_many_servers", one_socket_and_many_servers),
+    ("both_speak_first", both_speak_first),
+    (
+        "a_server_with_a_socket_for_each_client",
+        a_server_with_a_socket_for_each_client,
+    ),
+    ("to_many_and_to_oneself", to_many_and_to_oneself),
+    ("a_connect_alone_is_nothing", a_connect_alone_is_nothing),
+    ("whose_sockets", whose_sockets),
+    ("a_full_map_is_counted", a_full_map_is_counted),
+    ("the_silent_make_room", the_silent_make_room),
+];
+
+/// The two families, by the index of an address; and IPv4 spoken on an IPv6 socket.
+const V4: usize = 0;
+const V6: usize = 1;
+const MAPPED: usize = 2;
+
+/// The lab, its agent and what is played in it.
+struct Stage {
+    lab: Lab,
+    agent: Agent,
+    actors: Vec<Process>,
+}
+
+impl Stage {
+    /// `client` and three servers in `dns`; `dns/one` and `dns/two` are behind a service that translates 53 to 5353.
+    fn build(options: impl FnOnce(AgentOptions) -> AgentOptions) -> Result<Self> {
+        let mut cluster = Cluster::apart();
+        cluster.node("node-1");
+        cluster.pod("dns", "client");
+        cluster.pod("dns", "one").label("app", "dns");
+        cluster.pod("dns", "two");
+        cluster.pod("dns", "three");
+        cluster
+            .service("dns", "resolver")
+            .select("app", "dns")
+            .port("dns", 53, 5353)
+            .udp();
+        let lab = Lab::start(cluster)?;
+        let agent = Agent::start(&lab, &options(AgentOptions::stdout("node-1")))?;
+        Ok(Self {
+            lab,
+            agent,
+            actors: Vec::new(),
+        })
+    }
+
+    fn new() -> Result<Self> {
+        Self::build(|options| options)
+    }
+
+    fn at(&self, pod: &str, family: usize, port: u16) -> Result<SocketAddr> {
+        let [v4, v6] = self
+            .lab
+            .cluster()
+            .addresses(self.lab.spec(&format!("dns/{pod}"))?);
+        let address = match (family, v4) {
+            (V4, _) => v4,
+            (MAPPED, std::net::IpAddr::V4(v4)) => v4.to_ipv6_mapped().into(),
+            _ => v6,
+        };
+        Ok(SocketAddr::new(address, port))
+    }
+
+    /// Lets a pod take steps while the others go on; returns when it says `ready`.
+    fn starts(&mut self, pod: &str, steps: &[String]) -> Result<()> {
+        let place = self.lab.pod(&format!("dns/{pod}"))?;
+        self.actors.push(place.start("play", steps)?);
+        Ok(())
+    }
+
+    /// Lets a pod take steps, and waits for the last.
+    fn plays(&self, pod: &str, steps: &[String]) -> Result<()> {
+        self.lab.pod(&format!("dns/{pod}"))?.play(steps)
+    }
+
+    fn serves(&mut self, pod: &str, port: u16) -> Result<()> {
+        let place = self.lab.pod(&format!("dns/{pod}"))?;
+        self.actors.push(place.serve(["--udp", &port.to_string()])?);
+        Ok(())
+    }
+
+    fn ends(self) -> Result<Capture> {
+        self.agent.stop()
+    }
+}
+
+/// The same edge seen at both ends.
+fn both<const N: usize>(edges: [(&str, &str, u64); N]) -> BTreeMap<Edge, u64> {
+    let mut wanted = BTreeMap::new();
+    for (client, server, count) in edges {
+        for direction in [Egress, Ingress] {
+            wanted.insert(edge(direction, client, server), count);
+        }
+    }
+    wanted
+}
+
+fn edge(direction: Direction, client: &str, server: &str) -> Edge {
+    Edge::new(
+        direction,
+        &format!("dns/{client}"),
+        &format!("dns/{server}"),
+    )
+}
+
+fn any(family: usize) -> &'static str {
+    ["0.0.0.0:0", "[::]:0", "[::]:0"][family]
+}
+
+macro_rules! steps {
+    ($($step:literal $(, $value:expr)*);* $(;)?) => {
+        [$(format!($step $(, $value)*)),*]
+    };
+}
+
+/// A server that answers from a wildcard socket; musl asks it from an unconnected socket, glibc from a connected one, over
+/// IPv4, IPv6, and IPv4 on an IPv6 socket. Several questions of one socket are one conversation.
+fn resolvers() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.serves("one", 53)?;
+    for family in [V4, V6, MAPPED] {
+        let server = stage.at("one", family, 53)?;
+        stage.plays(
+            "client",
+            &steps!["udp musl {}", any(family); "sendto musl {server}"; "answer musl";
+                    "sendto musl {server}"; "recv musl";
+                    "udp glibc {}", any(family); "connect glibc {server}"; "send glibc"; "recv glibc"],
+        )?;
+    }
+    expect(&[stage.ends()?], both([("client", "one UDP 53", 6)]))
+}
+
+/// The client knows the service, the server its own port.
+fn a_service_address() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.serves("one", 5353)?;
+    for address in stage.lab.cluster().services[0].addresses() {
+        let target = format!("udp://{}", SocketAddr::new(address, 53));
+        stage.lab.pod("dns/client")?.call_all([target])?;
+    }
+    let service = Edge::new(Egress, "dns/client", "service dns/resolver UDP 5353");
+    let wanted = [(service, 2), (edge(Ingress, "client", "one UDP 5353"), 2)];
+    expect(&[stage.ends()?], wanted.into())
+}
+
+/// A node's own process calls the service: the translation is in its own namespace, so questions leave to the pod, and
+/// answers come from the service. Connected or not, no answer is taken for a question.
+fn a_service_address_from_its_own_node() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.serves("one", 5353)?;
+    for (family, address) in stage.lab.cluster().services[0]
+        .addresses()
+        .into_iter()
+        .enumerate()
+    {
+        let service = SocketAddr::new(address, 53);
+        stage.lab.node("node-1").play(
+            &steps!["udp musl {}", any(family); "sendto musl {service}"; "recv musl";
+                    "udp glibc {}", any(family); "connect glibc {service}"; "send glibc"; "recv glibc"],
+        )?;
+    }
+    let wanted = [Egress, Ingress]
+        .map(|direction| (Edge::new(direction, "node node-1", "dns/one UDP 5353"), 4));
+    expect(&[stage.ends()?], wanted.into())
+}
+
+/// As statsd: connected and unconnected senders, and a reader that does not ask who they are.
+fn a_sink_that_never_answers() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.starts(
+        "one",
+        &steps!["udp sink [::]:8125"; "ready"; "recv sink"; "recv sink"; "recv sink"; "recv sink"; "pause 10000"],
+    )?;
+    for family in [V4, V6] {
+        let sink = stage.at("one", family, 8125)?;
+        stage.plays(
+            "client",
+            &steps!["udp a {}", any(family); "sendto a {sink}"; "udp b {}", any(family); "connect b {sink}"; "send b"],
+        )?;
+    }
+    expect(&[stage.ends()?], both([("client", "one UDP 8125", 4)]))
+}
+
+fn one_socket_and_many_servers() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let mut steps = steps!["udp a 0.0.0.0:0"].to_vec();
+    for (pod, port) in [("one", 53), ("two", 123), ("three", 500), ("three", 4500)] {
+        stage.serves(pod, port)?;
+        let server = stage.at(pod, V4, port)?;
+        steps.extend(steps!["sendto a {server}"; "answer a"; "recv a"]);
+    }
+    stage.plays("client", &steps)?;
+    let wanted = both([
+        ("client", "one UDP 53", 1),
+        ("client", "two UDP 123", 1),
+        ("client", "three UDP 500", 1),
+        ("client", "three UDP 4500", 1),
+    ]);
+    expect(&[stage.ends()?], wanted)
+}
+
+/// NTP between equals: either has spoken before it hears of the other, both from port 123. Each is the other's client.
+fn both_speak_first() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let (one, two) = (stage.at("one", V4, 123)?, stage.at("two", V4, 123)?);
+    // The first datagram finds nobody there.
+    stage.starts(
+        "one",
+        &steps!["udp a 0.0.0.0:123"; "sendto a {two}"; "ready"; "answer a"; "pause 10000"],
+    )?;
+    stage.plays(
+        "two",
+        &steps!["udp a 0.0.0.0:123"; "sendto a {one}"; "recv a"],
+    )?;
+    let wanted = [
+        (edge(Egress, "one", "two UDP 123"), 1),
+        (edge(Egress, "two", "one UDP 123"), 1),
+    ];
+    expect(&[stage.ends()?], wanted.into())
+}
+
+/// As TFTP: the first datagram goes to the port that is known, the answer comes from another, and so both ends are what they
+/// were, with a port more.
+fn a_server_with_a_socket_for_each_client() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let (server, client) = (stage.at("one", V4, 69)?, stage.at("client", V4, 4000)?);
+    stage.starts(
+        "one",
+        &steps!["udp known 0.0.0.0:69"; "ready"; "recv known"; "udp own 0.0.0.0:6969"; "connect own {client}"; "send own"; "recv own"; "pause 10000"],
+    )?;
+    stage.plays(
+        "client",
+        &steps!["udp a 0.0.0.0:4000"; "sendto a {server}"; "answer a"],
+    )?;
+    let wanted = both([("client", "one UDP 69", 1), ("one", "client UDP 4000", 1)]);
+    expect(&[stage.ends()?], wanted)
+}
+
+/// Multicast and broadcast of every kind, loopback, and a pod's own address: no edges.
+fn to_many_and_to_oneself() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.starts(
+        "one",
+        &steps!["udp a 0.0.0.0:5000"; "join a 239.1.2.3"; "udp b [::]:5001"; "join b ff02::1:2"; "ready"; "recv a"; "recv a"; "recv a"; "recv b"; "pause 10000"],
+    )?;
+    let own = stage.at("client", V4, 6000)?;
+    let mut everybody = own.ip().to_string();
+    everybody.truncate(everybody.rfind('.').context("an IPv4 address")?);
+    stage.plays(
+        "client",
+        &steps!["udp a 0.0.0.0:6000"; "broadcast a"; "sendto a 239.1.2.3:5000"; "sendto a 255.255.255.255:5000";
+                "sendto a {everybody}.255:5000"; "sendto a 127.0.0.1:6000"; "recv a"; "sendto a {own}"; "recv a";
+                "udp b [::]:0"; "sendto b [ff02::1:2]:5001"; "pause 300"],
+    )?;
+    expect(&[stage.ends()?], BTreeMap::new())
+}
+
+/// What resolvers do to sort the addresses of a name (RFC 6724), Go with port 53.
+fn a_connect_alone_is_nothing() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.serves("one", 53)?;
+    let mut steps = Vec::new();
+    for family in [V4, V6, MAPPED] {
+        let server = stage.at("one", family, 53)?;
+        steps.extend(steps!["udp a {}", any(family); "connect a {server}"; "close a"]);
+    }
+    stage.plays("client", &steps)?;
+    expect(&[stage.ends()?], BTreeMap::new())
+}
+
+/// The sender's process and container at one end, the one that bound the socket at the other.
+fn whose_sockets() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.starts(
+        "one",
+        &steps!["udp a 0.0.0.0:53"; "ready"; "recv a"; "pause 10000"],
+    )?;
+    let server = stage.at("one", V4, 53)?;
+    stage.starts(
+        "client",
+        &steps!["udp a 0.0.0.0:0"; "sendto a {server}"; "ready"; "pause 10000"],
+    )?;
+    let containers =
+        ["client", "one"].map(|pod| Ok(stage.lab.spec(&format!("dns/{pod}"))?.container()));
+    let pids = [stage.actors[1].pid(), stage.actors[0].pid()];
+    let capture = stage.ends()?;
+    for ((direction, container), pid) in [Egress, Ingress].into_iter().zip(containers).zip(pids) {
+        let container: Result<String> = container;
+        let record = capture
+            .records
+            .iter()
+            .find(|record| record.direction == direction);
+        let process = record.and_then(|record| record.process.clone());
+        let process = process.with_context(|| format!("no process: {record:?}"))?;
+        ensure!(
+            process.pid == pid
+                && process.comm == "lab-pod"
+                && process.container == Some(container?),
+            "{direction}: {process:?}, not {pid}"
+        );
+    }
+    expect(&[capture], both([("client", "one UDP 53", 1)]))
+}
+
+/// Conversations that there was no room for are counted, neither more nor fewer.
+fn a_full_map_is_counted() -> Result<()> {
+    const MADE: u64 = 400;
+    let mut stage = Stage::build(|options| options.arg("--map-entries", "32"))?;
+    stage.starts(
+        "one",
+        &steps!["udp sink 0.0.0.0:8125"; "ready"; "pause 10000"],
+    )?;
+    let sink = stage.at("one", V4, 8125)?;
+    stage.plays("client", &steps!["burst {MADE} {sink}"; "pause 100"])?;
+    let capture = stage.ends()?;
+    let reported: u64 = capture.records.iter().map(|record| record.count).sum();
+    let lost = |reason: &str| capture.losses.get(reason).copied().unwrap_or(0);
+    ensure!(
+        reported > 0 && reported + lost("udp_peers_full") == 2 * MADE,
+        "{reported} reported, losses {:?}",
+        capture.losses
+    );
+    ensure!(lost("udp_names_full") > 0, "{:?}", capture.losses);
+    Ok(())
+}
+
+/// In a map that is more than half full, peers are forgotten after seconds: what comes then from the same ports is a
+/// conversation of its own, and finds room.
+fn the_silent_make_room() -> Result<()> {
+    let mut stage = Stage::build(|options| options.arg("--map-entries", "32"))?;
+    stage.starts(
+        "one",
+        &steps!["udp sink 0.0.0.0:8125"; "ready"; "pause 30000"],
+    )?;
+    let sink = stage.at("one", V4, 8125)?;
+    stage.plays(
+        "client",
+        &steps!["burst 8 {sink}"; "pause 9000"; "burst 8 {sink}"],
+    )?;
+    let mut capture = stage.ends()?;
+    // The map of listeners is as small, and the agent sees those of everybody on this machine.
+    capture.losses.remove("listeners_full");
+    expect(&[capture], both([("client", "one UDP 8125", 16)]))
+}
+
+/// The agent says so, and goes on with TCP.
+fn not_without_cgroup_v2() -> Result<()> {
+    let mut cluster = Cluster::apart();
+    cluster.node("node-1");
+    cluster.pod("dns", "client");
+    cluster.pod("dns", "one");
+    let lab = Lab::start(cluster)?;
+    let root = cgroup::v1_mount().context("no cgroup v1 hierarchy")?;
+    let options = AgentOptions::stdout("node-1").cgroup_root(&root);
+    let mut agent = Agent::start(&lab, &options)?;
+    let said = agent
+        .process()
+        .stderr()
+        .iter()
+        .any(|line| line.contains("UDP is not captured"));
+    ensure!(said, "the agent did not say that UDP is not captured");
+    let _server = lab.pod("dns/one")?.serve(["--tcp", "53", "--udp", "53"])?;
+    let address = lab.cluster().addresses(lab.spec("dns/one")?)[V4];
+    let target = |transport: &str| format!("{transport}://{}", SocketAddr::new(address, 53));
+    lab.pod("dns/client")?
+        .call_all([target("tcp"), target("udp")])?;
+    let capture = agent.stop()?;
+    let seen = lab::truth::edges(&capture.records);
+    let client = |edge: &&Edge| edge.client == "dns/client" && edge.direction == Egress;
+    let seen: Vec<_> = seen.keys().filter(client).collect();
+    ensure!(
+        seen.len() == 1 && seen[0].server == "dns/one TCP 53",
+        "{seen:?}"
+    );
+    ensure!(
+        capture.losses.keys().eq(["udp_not_captured"]),
+        "{:?}",
+        capture.losses
+    );
+    Ok(())
+}
