@@ -1,13 +1,17 @@
 //! The command line.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Parser, ValueEnum};
-use flow::{source::Source, wire};
+use flow::{
+    source::Source,
+    transport::{ClientFiles, TokenFile},
+    wire,
+};
 
 use crate::{
     capture::{Hooks, Mode},
-    uplink::GeneratorUrl,
+    uplink::{Credentials, GeneratorUrl, spool::MIN_SPOOL_BYTES},
 };
 
 /// Watches which pods of this node talk to which, and reports it.
@@ -19,6 +23,10 @@ pub struct Args {
     /// Where flow records go.
     #[command(flatten)]
     pub output: Output,
+
+    /// How they get there.
+    #[command(flatten)]
+    pub stream: Stream,
 
     /// The name of this node in the cluster [default: the host's name].
     #[arg(long, env = "MICROSHIELD_NODE_NAME", value_name = "NAME")]
@@ -54,6 +62,10 @@ pub struct Args {
     /// Size of that ring buffer in bytes, and of the one for single connections; a power of two of at least 4096.
     #[arg(long, env = "MICROSHIELD_RING_BYTES", value_name = "BYTES", default_value = "1048576", value_parser = ring_bytes)]
     pub ring_bytes: u32,
+
+    /// Address on which /healthz, /readyz and /metrics are answered, to anybody who can reach it.
+    #[arg(long, env = "MICROSHIELD_METRICS", value_name = "ADDRESS:PORT")]
+    pub metrics: Option<SocketAddr>,
 
     /// What to log: error, warn, info, debug or trace, also by module. The HTTP client's own words are left out: what comes
     /// of its failures is said where they are dealt with.
@@ -104,9 +116,90 @@ pub struct Output {
     #[arg(long, env = "MICROSHIELD_STDOUT")]
     pub stdout: bool,
 
-    /// Stream them to the generator, e.g. ws://generator:8765/agents.
-    #[arg(long, env = "MICROSHIELD_GENERATOR", value_name = "URL")]
-    pub generator: Option<GeneratorUrl>,
+    /// Stream them to the generator, e.g. ws://generator:8765/agents. Of several addresses the next is tried when one does
+    /// not answer.
+    #[arg(
+        long,
+        env = "MICROSHIELD_GENERATOR",
+        value_name = "URL",
+        value_delimiter = ','
+    )]
+    pub generator: Vec<GeneratorUrl>,
+}
+
+/// The stream to the generator.
+#[derive(Debug, clap::Args)]
+pub struct Stream {
+    /// Folder in which flows are kept until the generator has stored them, over restarts of the agent too [default: in
+    /// memory, and those that are not delivered in the end are lost].
+    #[arg(long, env = "MICROSHIELD_SPOOL", value_name = "DIR")]
+    pub spool: Option<PathBuf>,
+
+    /// The most that the spool may take. When it is full the oldest flows are added up, and if that is not enough they go.
+    #[arg(long, env = "MICROSHIELD_SPOOL_BYTES", value_name = "BYTES", default_value_t = 256 << 20, value_parser = clap::value_parser!(u64).range(MIN_SPOOL_BYTES..))]
+    pub spool_bytes: u64,
+
+    /// Bearer token to show, the first line of this file; read again for each connection.
+    #[arg(long, env = "MICROSHIELD_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<TokenFile>,
+
+    /// Certificate authorities that the generator's certificate must come from [default: the system's].
+    #[arg(long, env = "MICROSHIELD_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+
+    /// Certificate to show to a generator that asks for one; read again for each connection.
+    #[arg(
+        long,
+        env = "MICROSHIELD_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Its key.
+    #[arg(
+        long,
+        env = "MICROSHIELD_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
+    pub tls_key: Option<PathBuf>,
+
+    /// How messages to the generator are encoded; json is for looking at.
+    #[arg(long, env = "MICROSHIELD_WIRE", value_enum, default_value_t = Wire::Msgpack)]
+    pub wire: Wire,
+}
+
+impl Stream {
+    /// What the generator is shown, and must show.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        Credentials {
+            token: self.token_file.clone(),
+            tls: ClientFiles {
+                ca: self.ca.clone(),
+                identity: self.tls_cert.clone().zip(self.tls_key.clone()),
+            },
+        }
+    }
+}
+
+/// How messages are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wire {
+    /// MessagePack.
+    Msgpack,
+    /// JSON.
+    Json,
+}
+
+impl From<Wire> for wire::Encoding {
+    fn from(wire: Wire) -> Self {
+        match wire {
+            Wire::Msgpack => Self::MessagePack,
+            Wire::Json => Self::Json,
+        }
+    }
 }
 
 /// Where the cluster's objects come from.

@@ -14,6 +14,7 @@ pub mod capture;
 pub mod collector;
 pub mod hold;
 pub mod identity;
+pub mod metrics;
 pub mod resolve;
 pub mod runtime;
 pub mod single;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, anyhow};
 use flow::{
     source::{Access, Options, Pace, Scope, Source, Topology, View},
-    wire::{Hello, Resolve},
+    wire::Resolve,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -19,10 +19,11 @@ use crate::{
     collector::{Collector, Naming, Totals},
     hold::{self, Hold},
     identity::{Identity, Mounts},
+    metrics::{Desk, Meter},
     resolve::Resolver,
     single::SingleInstance,
     stdout,
-    uplink::{self, Uplink},
+    uplink::{self, GeneratorUrl, Leftover, Uplink, spool::Spool},
 };
 
 /// Drains that may wait for the uplink or standard output. They are taken up at once unless that reader hangs; then the
@@ -83,11 +84,16 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     };
     let node = node.to_string();
     let resolve = Resolve::from(args.resolve);
-    if resolve == Resolve::Local && args.output.generator.is_none() {
+    if resolve == Resolve::Local && args.output.stdout {
         return Err(Failure::usage(anyhow!(
             "--resolve local leaves names to the generator: it needs --generator"
         )));
     }
+    check_credentials(&args.stream, &args.output)?;
+    let spool = match args.output.stdout {
+        true => None,
+        false => open_spool(&args.stream, resolve)?,
+    };
     let topology = topology(&args.topology, &node, resolve).await?;
     let mounts = Mounts::read();
     let hybrid = mounts.as_ref().is_ok_and(|mounts| mounts.hybrid);
@@ -109,6 +115,15 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     tracing::info!(node, hooks = %capture.hooks(), udp = capture.sees_udp(), cgroup_root = %cgroup_root.display(), "capturing");
 
     let view = topology.view();
+    let meter = Meter::default();
+    let desk = match args.metrics {
+        Some(address) => {
+            let desk = Desk::open(address, meter.clone(), view.clone()).await;
+            let desk = desk.with_context(|| format!("cannot listen on {address}"));
+            Some(tokio::spawn(desk.map_err(Failure::usage)?.run()))
+        }
+        None => None,
+    };
     let node_check = tokio::spawn(check_node(view.clone(), node.clone()));
     let naming = Naming {
         identity: Identity::new(cgroup_root, hybrid),
@@ -118,17 +133,20 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     };
     let (sender, reports) = mpsc::channel(REPORTS);
     let collector = Collector::start(capture, naming, sender)?;
-    let output = match args.output.generator {
+    let output = match args.output.stdout {
         // On a thread of its own: whoever reads standard output may take any time.
-        None => tokio::task::spawn_blocking(|| stdout::print(reports).map(|()| 0)),
-        Some(url) => {
-            let hello = Hello {
-                instance: uplink::new_instance(),
+        true => {
+            tokio::task::spawn_blocking(|| stdout::print(reports).map(|()| Leftover::default()))
+        }
+        false => {
+            let config = uplink::Config {
+                urls: args.output.generator,
                 node,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
                 resolve,
+                encoding: args.stream.wire.into(),
+                credentials: args.stream.credentials(),
             };
-            let uplink = Uplink::new(url, hello, reports);
+            let uplink = Uplink::new(config, spool, reports, meter);
             tokio::spawn(async { Ok(uplink.run().await) })
         }
     };
@@ -147,8 +165,41 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         .await
         .context("the output")?
         .context("standard output")?;
+    if let Some(desk) = desk {
+        desk.abort();
+    }
     log_totals(&totals?, undelivered);
     Ok(())
+}
+
+/// Files that are not there now are a mistake on the command line; later on, they are waited for.
+fn check_credentials(stream: &args::Stream, output: &args::Output) -> Result<(), Failure> {
+    let credentials = stream.credentials();
+    if let Some(token) = &credentials.token {
+        token.read().map_err(Failure::usage)?;
+    }
+    let encrypted = output.generator.iter().any(GeneratorUrl::is_encrypted);
+    if encrypted {
+        credentials.tls.config().map_err(Failure::usage)?;
+    }
+    if credentials.token.is_some() && !output.generator.iter().all(GeneratorUrl::is_encrypted) {
+        tracing::warn!("the token is sent over connections that are not encrypted: use wss://");
+    }
+    Ok(())
+}
+
+fn open_spool(args: &args::Stream, resolve: Resolve) -> Result<Option<Spool>, Failure> {
+    let Some(folder) = &args.spool else {
+        return Ok(None);
+    };
+    let spool = Spool::open(folder, args.spool_bytes, resolve).map_err(Failure::usage)?;
+    tracing::info!(
+        folder = %folder.display(),
+        batches = spool.batches(),
+        bytes = spool.bytes(),
+        "spool"
+    );
+    Ok(Some(spool))
 }
 
 async fn topology(
@@ -193,20 +244,21 @@ async fn check_node(mut view: View, node: String) {
     }
 }
 
-fn log_totals(totals: &Totals, undelivered: u64) {
+fn log_totals(totals: &Totals, left: Leftover) {
     // As JSON, so that an empty set reads `{}`.
     let losses = serde_json::to_string(&totals.losses).unwrap_or_default();
     tracing::info!(
         connections = totals.connections,
         loopback = totals.loopback,
         other_node = totals.other_node,
-        undelivered,
+        undelivered = left.lost,
+        spooled_batches = left.spooled,
         %losses,
         "capture ended"
     );
-    if undelivered > 0 {
+    if left.lost > 0 {
         tracing::error!(
-            connections = undelivered,
+            connections = left.lost,
             "the generator did not take everything: these connections are lost"
         );
     }

@@ -3,12 +3,21 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use agent::{collector::Report, uplink::Uplink};
+use agent::{
+    collector::Report,
+    metrics::Meter,
+    uplink::{
+        Config, Credentials, Leftover, Uplink,
+        spool::{MIN_SPOOL_BYTES, Spool},
+    },
+};
 use bytes::Bytes;
 use flow::{
     record::FlowRecord,
     time::Timestamp,
-    wire::{self, AgentMessage, Batch, Encoding, GeneratorMessage, Hello, SUBPROTOCOL, Window},
+    wire::{
+        self, AgentMessage, Batch, Encoding, GeneratorMessage, Hello, Resolve, SUBPROTOCOL, Window,
+    },
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::{
@@ -61,6 +70,7 @@ async fn receive(socket: &mut Socket) -> AgentMessage {
             .unwrap()
         {
             Message::Binary(bytes) => return wire::decode(&bytes, Encoding::MessagePack).unwrap(),
+            Message::Text(text) => return wire::decode(text.as_bytes(), Encoding::Json).unwrap(),
             Message::Ping(_) => {}
             other => panic!("{other:?}"),
         }
@@ -103,19 +113,91 @@ fn report(count: u64) -> Report {
 async fn start() -> (
     TcpListener,
     mpsc::Sender<Report>,
-    tokio::task::JoinHandle<u64>,
+    tokio::task::JoinHandle<Leftover>,
 ) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/agents", listener.local_addr().unwrap());
     let (sender, reports) = mpsc::channel(4);
-    let hello = Hello {
-        instance: "instance".to_owned(),
+    let config = Config {
+        urls: vec![url.parse().unwrap()],
         node: "node-1".to_owned(),
-        version: "0".to_owned(),
-        resolve: flow::wire::Resolve::Both,
+        resolve: Resolve::Both,
+        encoding: Encoding::MessagePack,
+        credentials: Credentials::default(),
     };
-    let uplink = Uplink::new(url.parse().unwrap(), hello, reports);
+    let uplink = Uplink::new(config, None, reports, Meter::default());
     (listener, sender, tokio::spawn(uplink.run()))
+}
+
+/// An agent that has a spool, and sends to the first of these addresses that answers.
+fn start_with_spool(
+    folder: &std::path::Path,
+    addresses: &[std::net::SocketAddr],
+) -> (mpsc::Sender<Report>, tokio::task::JoinHandle<Leftover>) {
+    let (sender, reports) = mpsc::channel(4);
+    let config = Config {
+        urls: addresses
+            .iter()
+            .map(|address| format!("ws://{address}/agents").parse().unwrap())
+            .collect(),
+        node: "node-1".to_owned(),
+        resolve: Resolve::Both,
+        encoding: Encoding::Json,
+        credentials: Credentials::default(),
+    };
+    let spool = Spool::open(folder, MIN_SPOOL_BYTES, Resolve::Both).unwrap();
+    let uplink = Uplink::new(config, Some(spool), reports, Meter::default());
+    (sender, tokio::spawn(uplink.run()))
+}
+
+#[tokio::test]
+async fn what_an_agent_leaves_behind_is_delivered_by_the_next_under_the_old_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+
+    // Of three batches one is acknowledged before the agent dies.
+    let (sender, uplink) = start_with_spool(folder.path(), &[address]);
+    let (mut socket, first) = accept(&listener).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    for count in 1..=3 {
+        sender.send(report(count)).await.unwrap();
+        assert_eq!(batch(&mut socket).await.sequence, count);
+    }
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 1 }).await;
+    uplink.abort();
+    assert!(uplink.await.unwrap_err().is_cancelled());
+    drop((sender, socket));
+
+    // The next agent ends before it has reached anybody.
+    let nowhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (sender, uplink) = start_with_spool(folder.path(), &[nowhere.local_addr().unwrap()]);
+    sender.send(report(4)).await.unwrap();
+    drop(sender);
+    let left = timeout(PATIENCE, uplink).await.unwrap().unwrap();
+    assert_eq!((left.lost, left.spooled), (0, 4));
+    drop(nowhere);
+
+    // The third finds a generator that has stored the second batch too. What has no number yet comes under a new name.
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dead_address = dead.local_addr().unwrap();
+    drop(dead);
+    let (sender, uplink) = start_with_spool(folder.path(), &[dead_address, address]);
+    let (mut socket, hello) = accept(&listener).await;
+    assert_eq!(hello.instance, first.instance);
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 2 }).await;
+    let third = batch(&mut socket).await;
+    assert_eq!((third.sequence, third.flows[0].count), (3, 3));
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 3 }).await;
+    let (mut socket, hello) = accept(&listener).await;
+    assert_ne!(hello.instance, first.instance);
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    let fourth = batch(&mut socket).await;
+    assert_eq!((fourth.sequence, fourth.flows[0].count), (1, 4));
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 1 }).await;
+    drop(sender);
+    let left = timeout(PATIENCE, uplink).await.unwrap().unwrap();
+    assert_eq!(left, Leftover::default());
 }
 
 #[tokio::test]
@@ -125,7 +207,7 @@ async fn a_batch_comes_again_until_it_is_acknowledged() {
 
     // The first connection breaks before the acknowledgement.
     let (mut socket, hello) = accept(&listener).await;
-    assert_eq!(hello.instance, "instance");
+    assert_eq!(hello.node, "node-1");
     say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
     let first = batch(&mut socket).await;
     assert_eq!((first.sequence, first.flows[0].count), (1, 3));
@@ -150,7 +232,7 @@ async fn a_batch_comes_again_until_it_is_acknowledged() {
     say(&mut socket, &GeneratorMessage::Ack { sequence: 3 }).await;
 
     drop(sender);
-    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap(), 0);
+    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap().lost, 0);
 }
 
 #[tokio::test]
@@ -162,7 +244,7 @@ async fn what_nobody_takes_is_counted_at_the_end() {
     batch(&mut socket).await;
     sender.send(report(4)).await.unwrap();
     drop(sender);
-    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap(), 7);
+    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap().lost, 7);
 }
 
 #[tokio::test]
@@ -181,7 +263,7 @@ async fn a_refusal_and_a_stranger_are_survived() {
     assert_eq!((only.sequence, only.flows[0].count), (1, 1));
     say(&mut socket, &GeneratorMessage::Ack { sequence: 1 }).await;
     drop(sender);
-    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap(), 0);
+    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap().lost, 0);
 }
 
 #[tokio::test]
@@ -210,7 +292,7 @@ async fn a_generator_that_forgot_what_it_acknowledged_gets_a_new_instance() {
     assert_eq!((again.sequence, again.flows[0].count), (2, 2));
     say(&mut socket, &GeneratorMessage::Ack { sequence: 2 }).await;
     drop(sender);
-    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap(), 0);
+    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap().lost, 0);
 }
 
 #[tokio::test]
@@ -246,7 +328,7 @@ async fn only_the_batch_that_is_refused_for_good_is_given_up() {
     assert_eq!((third.sequence, third.flows[0].count), (3, 3));
     say(&mut socket, &GeneratorMessage::Ack { sequence: 3 }).await;
     drop(sender);
-    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap(), 0);
+    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap().lost, 0);
 }
 
 #[tokio::test]
@@ -265,7 +347,7 @@ async fn a_generator_that_stops_reading_does_not_hold_the_agent_up() {
             .unwrap();
     }
     drop(sender);
-    let undelivered = timeout(PATIENCE, uplink).await.unwrap().unwrap();
-    assert_eq!(undelivered, 40);
+    let left = timeout(PATIENCE, uplink).await.unwrap().unwrap();
+    assert_eq!(left.lost, 40);
     drop(socket);
 }

@@ -7,9 +7,10 @@
 //! * [`wire`]: the messages between agent and generator, and their bounded codec;
 //! * [`locate`]: on which line of a YAML or JSON text a field stands;
 //! * [`topology`]: the cluster's objects and the index that answers (address, time) → endpoint;
-//! * `source`, behind the feature of that name: the index kept current from a file or the Kubernetes API.
+//! * `source`, behind the feature of that name: the index kept current from a file or the Kubernetes API;
+//! * `transport`, behind the feature of that name: TLS and bearer tokens from files.
 //!
-//! Nothing but `source` does I/O on the network, reads a clock or starts a task.
+//! Nothing but `source` and `transport` does I/O, reads a clock or starts a task.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "source")]
@@ -23,4 +24,6 @@ pub mod record;
 pub mod source;
 pub mod time;
 pub mod topology;
+#[cfg(feature = "transport")]
+pub mod transport;
 pub mod wire;

@@ -101,6 +101,17 @@ pub struct Window {
     pub to: Timestamp,
 }
 
+impl Window {
+    /// The shortest span that has both in it.
+    #[must_use]
+    pub fn widened(self, other: Self) -> Self {
+        Self {
+            from: self.from.min(other.from),
+            to: self.to.max(other.to),
+        }
+    }
+}
+
 /// What the generator says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -146,6 +157,9 @@ pub enum WireError {
     /// Not JSON, or not one of the messages.
     #[error("malformed JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// Not a batch in MessagePack that begins with its number.
+    #[error("not an encoded batch")]
+    NoBatch,
     /// The message cannot be expressed in MessagePack.
     #[error("cannot encode: {0}")]
     Encode(#[from] rmp_serde::encode::Error),
@@ -189,6 +203,31 @@ pub fn decode<M: DeserializeOwned>(bytes: &[u8], encoding: Encoding) -> Result<M
     })
 }
 
+/// Gives a batch that was encoded in MessagePack with the number 0 its own number, without decoding it.
+///
+/// # Errors
+/// If `message` is not what [`encode`] makes of such a batch.
+pub fn with_sequence(message: &[u8], sequence: u64) -> Result<Vec<u8>, WireError> {
+    // A map of one entry; its key; a map of at most fifteen entries, of which the first is the number.
+    let Some([0x81, 0xa5, b'b', b'a', b't', b'c', b'h', 0x80..=0x8f]) = message.first_chunk::<8>()
+    else {
+        return Err(WireError::NoBatch);
+    };
+    let (head, rest) = message.split_at(8);
+    let Some([b'\xa8', b's', b'e', b'q', b'u', b'e', b'n', b'c', b'e', 0]) =
+        rest.first_chunk::<10>()
+    else {
+        return Err(WireError::NoBatch);
+    };
+    let mut numbered = Vec::with_capacity(message.len() + size_of::<u64>());
+    numbered.extend(head);
+    numbered.extend(&rest[..9]);
+    sequence.serialize(&mut rmp_serde::Serializer::new(&mut numbered))?;
+    numbered.extend(&rest[10..]);
+    within_limit(&numbered)?;
+    Ok(numbered)
+}
+
 fn within_limit(bytes: &[u8]) -> Result<(), WireError> {
     if bytes.len() > MAX_MESSAGE_BYTES {
         return Err(WireError::TooLong(bytes.len()));
@@ -212,6 +251,27 @@ mod tests {
         for encoding in [Encoding::MessagePack, Encoding::Json] {
             let bytes = encode(&message, encoding).unwrap();
             assert_eq!(decode::<AgentMessage>(&bytes, encoding).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn a_number_can_be_given_after_encoding() {
+        let AgentMessage::Batch(batch) = decode(BATCH.as_bytes(), Encoding::Json).unwrap() else {
+            panic!("no batch");
+        };
+        let numbered = |sequence| {
+            let batch = Batch {
+                sequence,
+                ..batch.clone()
+            };
+            encode(&AgentMessage::Batch(batch), Encoding::MessagePack).unwrap()
+        };
+        let bare = numbered(0);
+        for sequence in [0, 1, 127, 128, 70_000, u64::MAX] {
+            assert_eq!(with_sequence(&bare, sequence).unwrap(), numbered(sequence));
+        }
+        for other in [&numbered(7), &bare[1..], &bare[..12]] {
+            assert!(matches!(with_sequence(other, 1), Err(WireError::NoBatch)));
         }
     }
 

@@ -1,30 +1,57 @@
 //! One WebSocket connection.
 
-use std::time::Duration;
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use flow::wire::{
-    self, AgentMessage, Encoding, GeneratorMessage, Hello, MAX_MESSAGE_BYTES, SUBPROTOCOL,
-    WireError,
+use flow::{
+    transport::{ClientFiles, TlsError, TokenError, TokenFile},
+    wire::{
+        self, AgentMessage, Encoding, GeneratorMessage, Hello, MAX_MESSAGE_BYTES, SUBPROTOCOL,
+        WireError,
+    },
 };
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async_with_config,
+    WebSocketStream, client_async_with_config,
     tungstenite::{
-        ClientRequestBuilder, Error as WsError, Message, http::header::SEC_WEBSOCKET_PROTOCOL,
+        ClientRequestBuilder, Error as WsError, Message,
+        http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL},
         protocol::WebSocketConfig,
     },
 };
 
-use super::GeneratorUrl;
+use super::{GeneratorUrl, outbox::OutboxError, spool::SpoolError};
 
 /// How long a goodbye may take to be written.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// The most of a refusal's text that is repeated, in bytes.
+const MAX_REASON: usize = 300;
+
+/// What the generator is shown, and must show.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    /// The bearer token.
+    pub token: Option<TokenFile>,
+    /// Authorities, and our own certificate.
+    pub tls: ClientFiles,
+}
+
+/// Encrypted or not.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 /// An open connection that has been welcomed.
 pub(super) struct Connection {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    socket: WebSocketStream<Box<dyn Stream>>,
+    encoding: Encoding,
 }
 
 /// Why a connection cannot be used any more.
@@ -33,6 +60,23 @@ pub(super) enum ConnectionError {
     /// The network, or the other side's HTTP or WebSocket layer.
     #[error("{0}")]
     WebSocket(#[from] Box<WsError>),
+    /// The generator cannot be reached.
+    #[error("{0}")]
+    Unreachable(#[from] io::Error),
+    /// The generator did not let us in.
+    #[error("the generator answered {status}: {reason}")]
+    Denied {
+        /// The HTTP status.
+        status: u16,
+        /// What it said.
+        reason: String,
+    },
+    /// There is no token to show.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// Certificates cannot be read.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The other side is no generator that speaks our protocol.
     #[error("the server does not speak {SUBPROTOCOL}")]
     Subprotocol,
@@ -48,6 +92,9 @@ pub(super) enum ConnectionError {
     /// A message could not be encoded or decoded.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// There is a next batch, but it cannot be had.
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
     /// The generator closed the connection.
     #[error("the generator closed the connection{0}")]
     Closed(String),
@@ -59,24 +106,39 @@ pub(super) enum ConnectionError {
     Silent,
 }
 
+impl From<SpoolError> for ConnectionError {
+    fn from(error: SpoolError) -> Self {
+        Self::Outbox(error.into())
+    }
+}
+
 impl Connection {
     /// Connects and greets. Returns the last sequence number that the generator has stored of this instance.
     pub(super) async fn open(
         url: &GeneratorUrl,
         hello: &Hello,
+        encoding: Encoding,
+        credentials: &Credentials,
     ) -> Result<(Self, u64), ConnectionError> {
-        let request = ClientRequestBuilder::new(url.uri().clone()).with_sub_protocol(SUBPROTOCOL);
+        let mut request =
+            ClientRequestBuilder::new(url.uri().clone()).with_sub_protocol(SUBPROTOCOL);
+        if let Some(file) = &credentials.token {
+            let token = file.first()?;
+            request =
+                request.with_header(AUTHORIZATION.as_str(), format!("Bearer {}", token.expose()));
+        }
         let limits = WebSocketConfig::default()
             .max_message_size(Some(MAX_MESSAGE_BYTES))
             .max_frame_size(Some(MAX_MESSAGE_BYTES));
-        let (socket, response) = connect_async_with_config(request, Some(limits), true)
+        let stream = connect(url, &credentials.tls).await?;
+        let (socket, response) = client_async_with_config(request, stream, Some(limits))
             .await
-            .map_err(Box::new)?;
+            .map_err(refused)?;
         let chosen = response.headers().get(SEC_WEBSOCKET_PROTOCOL);
         if chosen.is_none_or(|name| name != SUBPROTOCOL) {
             return Err(ConnectionError::Subprotocol);
         }
-        let mut connection = Self { socket };
+        let mut connection = Self { socket, encoding };
         let greeting = wire::encode(&AgentMessage::Hello(hello.clone()), Encoding::MessagePack)?;
         connection.send(greeting.into()).await?;
         loop {
@@ -90,13 +152,17 @@ impl Connection {
         }
     }
 
-    /// Sends an encoded message.
+    /// Sends a message that is encoded in MessagePack.
     pub(super) async fn send(&mut self, message: Bytes) -> Result<(), ConnectionError> {
-        Ok(self
-            .socket
-            .send(Message::Binary(message))
-            .await
-            .map_err(Box::new)?)
+        let message = match self.encoding {
+            Encoding::MessagePack => Message::Binary(message),
+            Encoding::Json => {
+                let message: AgentMessage = wire::decode(&message, Encoding::MessagePack)?;
+                let text = wire::encode(&message, Encoding::Json)?;
+                Message::text(String::from_utf8_lossy(&text).into_owned())
+            }
+        };
+        Ok(self.socket.send(message).await.map_err(Box::new)?)
     }
 
     /// Asks for a sign of life.
@@ -148,5 +214,37 @@ impl Connection {
             GeneratorMessage::Refuse { reason, .. } => Err(ConnectionError::Refused(reason)),
             message => Ok(Some(message)),
         }
+    }
+}
+
+/// Connects to the host as it is called now: the name is resolved each time.
+async fn connect(
+    url: &GeneratorUrl,
+    tls: &ClientFiles,
+) -> Result<Box<dyn Stream>, ConnectionError> {
+    let stream = TcpStream::connect((url.host(), url.port())).await?;
+    // Batches are whole when they are written.
+    stream.set_nodelay(true)?;
+    if !url.is_encrypted() {
+        return Ok(Box::new(stream));
+    }
+    let connector = TlsConnector::from(Arc::new(tls.config()?));
+    let name = ServerName::try_from(url.host().to_owned()).map_err(io::Error::other)?;
+    Ok(Box::new(connector.connect(name, stream).await?))
+}
+
+/// The answer to our request, with what it says rather than with its number alone.
+fn refused(error: WsError) -> ConnectionError {
+    let WsError::Http(response) = error else {
+        return Box::new(error).into();
+    };
+    let body = response.body().as_deref().unwrap_or_default();
+    let mut reason = String::from_utf8_lossy(body)
+        .trim()
+        .replace(char::is_control, " ");
+    reason.truncate(reason.floor_char_boundary(MAX_REASON));
+    ConnectionError::Denied {
+        status: response.status().as_u16(),
+        reason,
     }
 }

@@ -2,23 +2,27 @@
 
 mod connection;
 mod outbox;
+pub mod spool;
 mod url;
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use flow::{backoff::Backoff, wire::Hello};
+use flow::{
+    backoff::Backoff,
+    wire::{Encoding, Hello, Resolve},
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-pub use self::url::GeneratorUrl;
+pub use self::{connection::Credentials, outbox::Leftover, url::GeneratorUrl};
 use self::{
     connection::{Connection, ConnectionError},
-    outbox::Outbox,
+    outbox::{Outbox, Sealed},
+    spool::Spool,
 };
-use crate::collector::Report;
+use crate::{collector::Report, metrics::Meter};
 
 /// How long connecting and the greeting may take together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,12 +36,29 @@ const LAST_WAIT: Duration = Duration::from_millis(500);
 /// How long after the end of capture the rest may take to be delivered.
 const FAREWELL: Duration = Duration::from_secs(4);
 
+/// Where to send, and as whom.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The generator's addresses: if one does not answer, the next is tried.
+    pub urls: Vec<GeneratorUrl>,
+    /// The node's name.
+    pub node: String,
+    /// How flows are named.
+    pub resolve: Resolve,
+    /// How messages are encoded.
+    pub encoding: Encoding,
+    /// What the generator is shown, and must show.
+    pub credentials: Credentials,
+}
+
 /// The sending half of the agent: owns everything that is not acknowledged yet.
 #[derive(Debug)]
 pub struct Uplink {
-    url: GeneratorUrl,
-    hello: Hello,
+    config: Config,
+    /// The address to try next.
+    next_url: usize,
     outbox: Outbox,
+    meter: Meter,
     reports: mpsc::Receiver<Report>,
     /// Whether a batch was refused for good, and it is to be found out which.
     one_by_one: bool,
@@ -55,18 +76,32 @@ pub fn new_instance() -> String {
 enum Ended {
     /// Everything is delivered, or the time for it is up.
     Done,
+    /// What is left is another instance's.
+    NextInstance,
     /// It was lost.
     Lost(ConnectionError),
 }
 
+impl<E: Into<ConnectionError>> From<E> for Ended {
+    fn from(error: E) -> Self {
+        Self::Lost(error.into())
+    }
+}
+
 impl Uplink {
-    /// Will send what comes through `reports` to `url`.
+    /// Will send what comes through `reports`, and before it what the spool has.
     #[must_use]
-    pub fn new(url: GeneratorUrl, hello: Hello, reports: mpsc::Receiver<Report>) -> Self {
+    pub fn new(
+        config: Config,
+        spool: Option<Spool>,
+        reports: mpsc::Receiver<Report>,
+        meter: Meter,
+    ) -> Self {
         Self {
-            url,
-            outbox: Outbox::new(hello.resolve),
-            hello,
+            outbox: Outbox::new(config.resolve, spool, meter.clone()),
+            meter,
+            config,
+            next_url: 0,
             reports,
             one_by_one: false,
             deadline: None,
@@ -74,32 +109,56 @@ impl Uplink {
     }
 
     /// Runs until no more reports come and everything is delivered, or until four seconds after the last report. Returns
-    /// how many connections were not delivered.
-    pub async fn run(mut self) -> u64 {
+    /// what was not delivered.
+    pub async fn run(mut self) -> Leftover {
         let mut backoff = Backoff::default();
         loop {
-            let url = self.url.clone();
-            let hello = self.hello.clone();
-            let connecting = timeout(CONNECT_TIMEOUT, Connection::open(&url, &hello));
-            let error = match self.collect_during(connecting).await {
-                None => break,
-                Some(Ok(Ok((connection, last_sequence)))) => {
-                    tracing::info!(url = %self.url, last_sequence, "connected to the generator");
-                    match self.stream(connection, last_sequence, &mut backoff).await {
-                        Ended::Done => break,
-                        Ended::Lost(error) => error,
-                    }
-                }
-                Some(Ok(Err(error))) => error,
-                Some(Err(_elapsed)) => ConnectionError::Silent,
+            let url = self.config.urls[self.next_url].clone();
+            let error = match self.connect_and_stream(&url, &mut backoff).await {
+                Ended::Done => break,
+                Ended::NextInstance => continue,
+                Ended::Lost(error) => error,
             };
-            let wait = backoff.next(&mut rand::rng());
-            tracing::warn!(url = %self.url, %error, retry_in = ?wait, "not connected to the generator: flows are kept");
+            self.next_url = (self.next_url + 1) % self.config.urls.len();
+            // Another address is tried at once, and all of them again after a while.
+            let wait = match self.next_url {
+                0 => backoff.next(&mut rand::rng()),
+                _ => Duration::ZERO,
+            };
+            tracing::warn!(%url, %error, retry_in = ?wait, "not connected to the generator: flows are kept");
             if !self.wait(wait).await {
                 break;
             }
         }
-        self.outbox.connections()
+        self.outbox.close()
+    }
+
+    async fn connect_and_stream(&mut self, url: &GeneratorUrl, backoff: &mut Backoff) -> Ended {
+        let (instance, resolve) = match self.outbox.identity() {
+            Ok(identity) => identity,
+            Err(error) => return error.into(),
+        };
+        let hello = Hello {
+            instance,
+            node: self.config.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            resolve,
+        };
+        self.meter.attempts.inc();
+        let encoding = self.config.encoding;
+        let credentials = self.config.credentials.clone();
+        let opening = Connection::open(url, &hello, encoding, &credentials);
+        let connecting = timeout(CONNECT_TIMEOUT, opening);
+        match self.collect_during(connecting).await {
+            None => Ended::Done,
+            Some(Ok(Ok((connection, last_sequence)))) => {
+                tracing::info!(%url, last_sequence, "connected to the generator");
+                self.stream(connection, &hello.instance, last_sequence, backoff)
+                    .await
+            }
+            Some(Ok(Err(error))) => error.into(),
+            Some(Err(_elapsed)) => ConnectionError::Silent.into(),
+        }
     }
 
     /// Takes reports in while `work` goes on; `None` when there is no time left, or nothing left to do.
@@ -135,36 +194,55 @@ impl Uplink {
     /// Sends batches and takes acknowledgements until the connection is lost or all is done.
     async fn stream(
         &mut self,
-        mut connection: Connection,
+        connection: Connection,
+        instance: &str,
         last_sequence: u64,
         backoff: &mut Backoff,
     ) -> Ended {
-        if last_sequence < self.outbox.acknowledged() {
+        let ended = self
+            .try_stream(connection, instance, last_sequence, backoff)
+            .await;
+        self.meter.connected.set(0);
+        match ended {
+            Ok(ended) | Err(ended) => ended,
+        }
+    }
+
+    async fn try_stream(
+        &mut self,
+        mut connection: Connection,
+        instance: &str,
+        last_sequence: u64,
+        backoff: &mut Backoff,
+    ) -> Result<Ended, Ended> {
+        if self.outbox.is_forgotten_by(last_sequence) {
             // An older ledger was put back, or the ledger is another one. It would take our next number for a gap; as an
             // instance that it does not know we may go on with any number, and nothing that is on its way can be counted
             // twice, because all of it is newer than what that ledger has.
             tracing::error!(
                 last_sequence,
-                acknowledged = self.outbox.acknowledged(),
                 "the generator has forgotten batches that it had acknowledged"
             );
-            self.hello.instance = new_instance();
-            self.outbox.start_anew();
-            return Ended::Lost(ConnectionError::Forgotten);
+            self.outbox.start_anew()?;
+            return Err(ConnectionError::Forgotten.into());
         }
-        self.outbox.acknowledge(last_sequence);
-        if let Err(ended) = self.resend(&mut connection).await {
-            return ended;
-        }
+        self.outbox.acknowledge(last_sequence)?;
+        self.meter.connected.set(1);
+        self.resend(&mut connection).await?;
         let mut heard = Instant::now();
         let mut asked = false;
         loop {
-            if let Err(ended) = self.send_pending(&mut connection).await {
-                return ended;
+            while let Some(batch) = self.outbox.seal()? {
+                tracing::debug!(batch.sequence, bytes = batch.message.len(), "sending");
+                self.send(&mut connection, batch).await?;
             }
             if self.is_done() {
                 connection.close().await;
-                return Ended::Done;
+                return Ok(Ended::Done);
+            }
+            if self.outbox.is_turn_of_another(instance)? {
+                connection.close().await;
+                return Ok(Ended::NextInstance);
             }
             let patience = if asked { SILENCE } else { SILENCE / 2 };
             tokio::select! {
@@ -173,54 +251,41 @@ impl Uplink {
                         heard = Instant::now();
                         asked = false;
                         if let Some(sequence) = acknowledged {
-                            self.outbox.acknowledge(sequence);
+                            self.outbox.acknowledge(sequence)?;
                             backoff.reset();
                         }
                     }
                     Err(error) => {
                         // Which batch it was shows when they come again one by one.
                         self.one_by_one = matches!(error, ConnectionError::Malformed(_));
-                        return Ended::Lost(error);
+                        return Err(error.into());
                     }
                 },
                 report = self.reports.recv(), if self.deadline.is_none() => self.take(report),
                 () = sleep_until(heard + patience) => {
                     if asked {
-                        return Ended::Lost(ConnectionError::Silent);
+                        return Err(ConnectionError::Silent.into());
                     }
                     asked = true;
                     match timeout(SILENCE, connection.ask()).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => return Ended::Lost(error),
-                        Err(_elapsed) => return Ended::Lost(ConnectionError::Silent),
+                        Ok(asking) => asking?,
+                        Err(_elapsed) => return Err(ConnectionError::Silent.into()),
                     }
                 }
-                () = reached(self.deadline) => return Ended::Done,
+                () = reached(self.deadline) => return Ok(Ended::Done),
             }
         }
     }
 
-    async fn send_pending(&mut self, connection: &mut Connection) -> Result<(), Ended> {
-        loop {
-            let sealed = self.outbox.seal();
-            let Some(batch) = sealed.map_err(|error| Ended::Lost(error.into()))? else {
-                return Ok(());
-            };
-            tracing::debug!(batch.sequence, bytes = batch.message.len(), "sending");
-            let message = batch.message.clone();
-            self.send(connection, message).await?;
-        }
-    }
-
-    /// Sends a message. The other side may hold it back for as long as it is not silent for good; reports are taken in
+    /// Sends a batch. The other side may hold it back for as long as it is not silent for good; reports are taken in
     /// meanwhile.
-    async fn send(&mut self, connection: &mut Connection, message: Bytes) -> Result<(), Ended> {
+    async fn send(&mut self, connection: &mut Connection, batch: Sealed) -> Result<(), Ended> {
         match self
-            .collect_during(timeout(SILENCE, connection.send(message)))
+            .collect_during(timeout(SILENCE, connection.send(batch.message)))
             .await
         {
             None => Err(Ended::Done),
-            Some(Err(_elapsed)) => Err(Ended::Lost(ConnectionError::Silent)),
+            Some(Err(_elapsed)) => Err(ConnectionError::Silent.into()),
             Some(Ok(sent)) => sent.map_err(Ended::Lost),
         }
     }
@@ -228,9 +293,9 @@ impl Uplink {
     /// Sends again what was not acknowledged.
     async fn resend(&mut self, connection: &mut Connection) -> Result<(), Ended> {
         let mut sent = 0;
-        while let Some((sequence, message)) = self.outbox.unacknowledged_after(sent) {
-            sent = sequence;
-            self.send(connection, message).await?;
+        while let Some(batch) = self.outbox.unacknowledged_after(sent) {
+            sent = batch.sequence;
+            self.send(connection, batch).await?;
             if self.one_by_one {
                 self.acknowledgement(connection, sent).await?;
             }
@@ -252,10 +317,10 @@ impl Uplink {
                 .await;
             match received {
                 None => return Err(Ended::Done),
-                Some(Err(_elapsed)) => return Err(Ended::Lost(ConnectionError::Silent)),
+                Some(Err(_elapsed)) => return Err(ConnectionError::Silent.into()),
                 Some(Ok(Ok(acknowledged))) => {
                     let acknowledged = acknowledged.unwrap_or(0);
-                    self.outbox.acknowledge(acknowledged);
+                    self.outbox.acknowledge(acknowledged)?;
                     if acknowledged >= sequence {
                         return Ok(());
                     }
@@ -266,7 +331,7 @@ impl Uplink {
                     {
                         tracing::error!(connections, %error, "connections are lost");
                     }
-                    return Err(Ended::Lost(error));
+                    return Err(error.into());
                 }
             }
         }
@@ -274,7 +339,10 @@ impl Uplink {
 
     fn take(&mut self, report: Option<Report>) {
         match report {
-            Some(report) => self.outbox.add(report),
+            Some(report) => {
+                self.outbox.add(report);
+                self.outbox.measure();
+            }
             None => self.deadline = Some(Instant::now() + FAREWELL),
         }
     }

@@ -6,16 +6,24 @@ use bytes::Bytes;
 use flow::{
     observations::Observations,
     record::FlowRecord,
-    wire::{self, AgentMessage, Batch, Encoding, MAX_BATCH_FLOWS, Resolve, Window, WireError},
+    wire::{
+        self, AgentMessage, Batch, Encoding, MAX_BATCH_FLOWS, MAX_MESSAGE_BYTES, Resolve, Window,
+        WireError,
+    },
 };
+use prometheus_client::metrics::gauge::Gauge;
 
-use crate::{capture::Losses, collector::Report};
+use super::{
+    new_instance,
+    spool::{Entry, Spool, SpoolError},
+};
+use crate::{capture::Losses, collector::Report, metrics::Meter};
 
-/// Batches that may be under way unacknowledged. Enough to keep the connection busy; what comes meanwhile is merged.
+/// Batches that may be under way unacknowledged. Enough to keep the connection busy.
 const MAX_IN_FLIGHT: usize = 8;
 
-/// Distinct flows that may wait. While the generator is away equal flows are added up, so this bounds distinct edges and
-/// not connections; a record takes about half a KiB. What exceeds it is counted as lost.
+/// Distinct flows that may wait in memory. While the generator is away equal flows are added up, so this bounds distinct
+/// edges and not connections; a record takes about half a KiB. What exceeds it is counted as lost.
 const MAX_PENDING: usize = 100_000;
 
 /// The reason under which connections are counted that found no room.
@@ -23,124 +31,317 @@ const OUTBOX_FULL: &str = "outbox_full";
 /// The reason under which connections are counted whose batch the generator refused for good.
 const BATCH_REFUSED: &str = "batch_refused";
 /// The reason under which connections are counted whose record no peer would accept.
-const RECORD_TOO_LONG: &str = "record_too_long";
+pub(super) const RECORD_TOO_LONG: &str = "record_too_long";
 
-/// Numbers batches without gaps, and keeps each until it is acknowledged.
+/// Makes batches of what was seen, and keeps each until it is acknowledged: with a spool on disk, else in memory.
 #[derive(Debug)]
 pub(super) struct Outbox {
     pending: Pending,
     losses: Losses,
     window: Option<Window>,
+    kept: Kept,
+    /// What is under way, by number.
     in_flight: VecDeque<Sealed>,
-    last_sequence: u64,
+    /// The largest number that was acknowledged to this process under the instance whose turn it is.
     acknowledged: u64,
+    meter: Meter,
+    /// Whether the spool could not be written to the last time.
+    failing: bool,
+}
+
+#[derive(Debug)]
+enum Kept {
+    /// Batches are made when there is room for one more under way; what comes meanwhile is added up.
+    Memory {
+        instance: String,
+        resolve: Resolve,
+        last_sequence: u64,
+    },
+    /// Batches are made at once.
+    Disk(Box<Spool>),
 }
 
 /// A batch that has its number and will not change any more.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Sealed {
     pub(super) sequence: u64,
+    /// In MessagePack.
     pub(super) message: Bytes,
     connections: u64,
-    window: Window,
-    losses: Losses,
+}
+
+/// Why there is no next batch.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OutboxError {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+/// What an outbox had left in the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leftover {
+    /// Connections that nobody has.
+    pub lost: u64,
+    /// Batches that the spool keeps for the next run.
+    pub spooled: u64,
 }
 
 impl Outbox {
-    pub(super) fn new(resolve: Resolve) -> Self {
+    pub(super) fn new(resolve: Resolve, spool: Option<Spool>, meter: Meter) -> Self {
+        let kept = match spool {
+            Some(spool) => Kept::Disk(Box::new(spool)),
+            None => Kept::Memory {
+                instance: new_instance(),
+                resolve,
+                last_sequence: 0,
+            },
+        };
         Self {
             pending: Pending::new(resolve),
             losses: Losses::new(),
             window: None,
+            kept,
             in_flight: VecDeque::new(),
-            last_sequence: 0,
             acknowledged: 0,
+            meter,
+            failing: false,
+        }
+    }
+
+    /// The instance whose batches come next, and who named them.
+    pub(super) fn identity(&mut self) -> Result<(String, Resolve), SpoolError> {
+        match &mut self.kept {
+            Kept::Memory {
+                instance, resolve, ..
+            } => Ok((instance.clone(), *resolve)),
+            Kept::Disk(spool) => spool.identity(),
         }
     }
 
     /// Takes in one drain.
     pub(super) fn add(&mut self, report: Report) {
-        if report.records.is_empty() && report.losses.is_empty() {
-            return;
-        }
-        self.widen(report.window);
-        for (reason, count) in report.losses {
-            self.lose(&reason, count);
-        }
-        for mut record in report.records {
-            // The ledger counts connections and does not tell them apart; what ends one has been counted before.
-            if record.count == 0 {
-                continue;
+        let counted = self.meter.count(&report);
+        if !report.records.is_empty() || !report.losses.is_empty() {
+            self.widen(report.window);
+            for (reason, count) in report.losses {
+                self.add_loss(&reason, count);
             }
-            record.connection = None;
-            record.tuple.src_port = 0;
-            if self.pending.len() >= MAX_PENDING && !self.pending.knows(&record) {
-                self.lose(OUTBOX_FULL, record.count);
-            } else {
-                self.pending.add(record);
+            for mut record in report.records {
+                // The ledger counts connections and does not tell them apart; what ends one has been counted before.
+                if record.count == 0 {
+                    continue;
+                }
+                record.connection = None;
+                record.tuple.src_port = 0;
+                if self.pending.len() >= MAX_PENDING && !self.pending.knows(&record) {
+                    self.lose(OUTBOX_FULL, record.count);
+                } else {
+                    self.pending.add(record);
+                }
+            }
+        }
+        self.spool();
+        // Counted when it is kept: whoever waits for that may rely on it.
+        self.meter.add(counted);
+    }
+
+    /// Says how things are.
+    pub(super) fn measure(&self) {
+        let gauge = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        gauge(&self.meter.in_flight, self.in_flight.len() as u64);
+        gauge(&self.meter.pending, self.pending.len() as u64);
+        if let Kept::Disk(spool) = &self.kept {
+            gauge(&self.meter.spool_bytes, spool.bytes());
+            gauge(&self.meter.spool_batches, spool.batches());
+        }
+    }
+
+    /// Moves what is pending into the spool, if there is one. What cannot be written stays pending.
+    fn spool(&mut self) {
+        let Kept::Disk(_) = &self.kept else {
+            return;
+        };
+        loop {
+            let packed = match self.pack() {
+                Ok(packed) => packed,
+                Err(error) => {
+                    tracing::error!(%error, "a batch cannot be encoded");
+                    return;
+                }
+            };
+            let Some((entry, batch)) = packed else {
+                break;
+            };
+            let Kept::Disk(spool) = &mut self.kept else {
+                return;
+            };
+            let appended = spool.append(&entry);
+            let lost = spool.take_losses();
+            for (reason, count) in &lost {
+                self.meter.lose(reason, *count);
+            }
+            if let Err(error) = appended {
+                if !self.failing {
+                    tracing::warn!(%error, "flows are kept in memory");
+                }
+                self.failing = true;
+                self.unpack(batch);
+                self.merge_losses(lost);
+                return;
+            }
+            self.failing = false;
+            if !lost.is_empty() {
+                // They belong to the time of the batch whose coming made room for itself.
+                self.widen(batch.window);
+                self.merge_losses(lost);
             }
         }
     }
 
-    /// Seals the next batch, if there is something to send and room for one more under way.
-    ///
-    /// # Errors
-    /// If the batch cannot be expressed on the wire at all.
-    pub(super) fn seal(&mut self) -> Result<Option<&Sealed>, WireError> {
+    /// The next batch to send, if there is one and room for one more under way.
+    pub(super) fn seal(&mut self) -> Result<Option<Sealed>, OutboxError> {
         if self.in_flight.len() >= MAX_IN_FLIGHT {
             return Ok(None);
         }
-        let Some(window) = self.window else {
-            return Ok(None);
+        self.spool();
+        let sealed = match &mut self.kept {
+            Kept::Memory { last_sequence, .. } => {
+                let sequence = *last_sequence + 1;
+                let Some((entry, _)) = self.pack()? else {
+                    return Ok(None);
+                };
+                if let Kept::Memory { last_sequence, .. } = &mut self.kept {
+                    *last_sequence = sequence;
+                }
+                Sealed {
+                    sequence,
+                    message: wire::with_sequence(&entry.message, sequence)?.into(),
+                    connections: entry.connections,
+                }
+            }
+            Kept::Disk(spool) => {
+                let Some(next) = spool.next()? else {
+                    return Ok(None);
+                };
+                Sealed {
+                    sequence: next.sequence,
+                    message: wire::with_sequence(&next.entry.message, next.sequence)?.into(),
+                    connections: next.entry.connections,
+                }
+            }
         };
+        self.in_flight.push_back(sealed.clone());
+        Ok(Some(sealed))
+    }
+
+    /// Takes a batch out of what is pending, encoded without a number; `None` if nothing is pending.
+    fn pack(&mut self) -> Result<Option<(Entry, Batch)>, WireError> {
         let mut room = MAX_BATCH_FLOWS;
-        loop {
+        while let Some(window) = self.window {
             let flows = self.pending.take(room);
-            let connections = flows.iter().map(|flow| flow.count).sum();
+            if flows.is_empty() && self.losses.is_empty() {
+                self.window = None;
+                break;
+            }
+            let connections = total(flows.iter());
             let message = AgentMessage::Batch(Batch {
-                sequence: self.last_sequence + 1,
+                sequence: 0,
                 window,
                 flows,
                 losses: self.losses.clone(),
             });
-            match wire::encode(&message, Encoding::MessagePack) {
-                Ok(bytes) => {
-                    self.last_sequence += 1;
-                    let losses = std::mem::take(&mut self.losses);
+            let encoded = encode_unnumbered(&message);
+            let AgentMessage::Batch(batch) = message else {
+                break;
+            };
+            match encoded {
+                Ok(message) => {
+                    self.losses.clear();
                     if self.pending.is_empty() {
                         self.window = None;
                     }
-                    self.in_flight.push_back(Sealed {
-                        sequence: self.last_sequence,
-                        message: bytes.into(),
+                    let entry = Entry {
                         connections,
-                        window,
-                        losses,
-                    });
-                    return Ok(self.in_flight.back());
+                        message,
+                    };
+                    return Ok(Some((entry, batch)));
                 }
                 Err(WireError::TooLong(_)) => {
-                    let AgentMessage::Batch(batch) = message else {
-                        return Ok(None);
-                    };
                     room = batch.flows.len() / 2;
                     self.put_back(batch.flows);
                 }
                 Err(error) => return Err(error),
             }
         }
+        Ok(None)
     }
 
-    /// Forgets all batches up to this one.
-    pub(super) fn acknowledge(&mut self, sequence: u64) {
-        self.acknowledged = self.acknowledged.max(sequence.min(self.last_sequence));
+    /// Makes a batch that could not be kept pending again.
+    fn unpack(&mut self, batch: Batch) {
+        self.widen(batch.window);
+        self.merge_losses(batch.losses);
+        for record in batch.flows {
+            self.pending.add(record);
+        }
+    }
+
+    /// Forgets all batches up to this one, of the instance whose turn it is.
+    pub(super) fn acknowledge(&mut self, sequence: u64) -> Result<(), SpoolError> {
         while self
             .in_flight
             .front()
             .is_some_and(|batch| batch.sequence <= sequence)
         {
+            self.meter.acknowledged.inc();
             self.in_flight.pop_front();
         }
+        let known = match &mut self.kept {
+            Kept::Memory { last_sequence, .. } => sequence.min(*last_sequence),
+            Kept::Disk(spool) => {
+                spool.acknowledge(sequence)?;
+                sequence
+            }
+        };
+        self.acknowledged = self.acknowledged.max(known);
+        Ok(())
+    }
+
+    /// Whether a ledger that has the batches up to this number lacks some that were acknowledged.
+    pub(super) fn is_forgotten_by(&self, last_sequence: u64) -> bool {
+        let first = match &self.kept {
+            Kept::Memory { .. } => return last_sequence < self.acknowledged,
+            Kept::Disk(spool) => spool.first_unacknowledged(),
+        };
+        // As an instance that the ledger does not know we may go on with any number.
+        last_sequence < self.acknowledged
+            || (last_sequence > 0 && last_sequence.saturating_add(1) < first)
+    }
+
+    /// Gives the instance whose turn it is another name, for a ledger that has forgotten what it had acknowledged.
+    pub(super) fn start_anew(&mut self) -> Result<(), SpoolError> {
+        self.acknowledged = 0;
+        match &mut self.kept {
+            Kept::Memory { instance, .. } => {
+                *instance = new_instance();
+                Ok(())
+            }
+            Kept::Disk(spool) => spool.start_anew(),
+        }
+    }
+
+    /// Whether nothing of this instance is left, but something of another.
+    pub(super) fn is_turn_of_another(&mut self, instance: &str) -> Result<bool, SpoolError> {
+        if !self.in_flight.is_empty() {
+            return Ok(false);
+        }
+        let (next, _) = self.identity()?;
+        if next == instance {
+            return Ok(false);
+        }
+        self.acknowledged = 0;
+        Ok(true)
     }
 
     /// Replaces the first batch, which no generator will ever accept, by one that only says so under the same number.
@@ -148,45 +349,58 @@ impl Outbox {
     pub(super) fn give_up_first(&mut self) -> Option<u64> {
         let first = self.in_flight.front_mut()?;
         let lost = std::mem::take(&mut first.connections);
-        let mut losses = std::mem::take(&mut first.losses);
-        *losses.entry(BATCH_REFUSED.to_owned()).or_default() += lost;
-        let message = AgentMessage::Batch(Batch {
-            sequence: first.sequence,
-            window: first.window,
-            flows: Vec::new(),
-            losses,
-        });
-        first.message = wire::encode(&message, Encoding::MessagePack).ok()?.into();
+        let AgentMessage::Batch(mut batch) =
+            wire::decode(&first.message, Encoding::MessagePack).ok()?
+        else {
+            return None;
+        };
+        batch.flows.clear();
+        *batch.losses.entry(BATCH_REFUSED.to_owned()).or_default() += lost;
+        first.message = wire::encode(&AgentMessage::Batch(batch), Encoding::MessagePack)
+            .ok()?
+            .into();
         Some(lost)
     }
 
-    /// The largest number that was acknowledged; 0 if none was.
-    pub(super) fn acknowledged(&self) -> u64 {
-        self.acknowledged
-    }
-
-    /// Forgets what was acknowledged, for a ledger that does not know it.
-    pub(super) fn start_anew(&mut self) {
-        self.acknowledged = 0;
-    }
-
-    /// The first batch after this number that was not acknowledged: its own number, and its message.
-    pub(super) fn unacknowledged_after(&self, sequence: u64) -> Option<(u64, Bytes)> {
+    /// The first batch after this number that is under way.
+    pub(super) fn unacknowledged_after(&self, sequence: u64) -> Option<Sealed> {
         self.in_flight
             .iter()
             .find(|batch| batch.sequence > sequence)
-            .map(|batch| (batch.sequence, batch.message.clone()))
+            .cloned()
     }
 
     /// Whether nothing is left to send or to be acknowledged.
     pub(super) fn is_empty(&self) -> bool {
-        self.in_flight.is_empty() && self.window.is_none()
+        let stored = match &self.kept {
+            Kept::Memory { .. } => 0,
+            Kept::Disk(spool) => spool.batches(),
+        };
+        self.in_flight.is_empty() && self.window.is_none() && stored == 0
     }
 
-    /// Connections that were not acknowledged.
-    pub(super) fn connections(&self) -> u64 {
-        let sealed: u64 = self.in_flight.iter().map(|batch| batch.connections).sum();
-        sealed + self.pending.connections()
+    /// Brings to rest what is left, and says what it is.
+    pub(super) fn close(&mut self) -> Leftover {
+        self.spool();
+        let lost = self.pending.connections();
+        match &mut self.kept {
+            Kept::Memory { .. } => {
+                let sealed = self.in_flight.iter().map(|batch| batch.connections);
+                Leftover {
+                    lost: lost.saturating_add(sealed.sum()),
+                    spooled: 0,
+                }
+            }
+            Kept::Disk(spool) => {
+                if let Err(error) = spool.sync() {
+                    tracing::warn!(%error, "the spool may not survive a power failure");
+                }
+                Leftover {
+                    lost,
+                    spooled: spool.batches(),
+                }
+            }
+        }
     }
 
     /// A batch that was too long goes back; a single record that is too long alone is lost.
@@ -201,20 +415,40 @@ impl Outbox {
         }
     }
 
+    fn merge_losses(&mut self, losses: Losses) {
+        for (reason, count) in losses {
+            self.add_loss(&reason, count);
+        }
+    }
+
+    /// Something that is lost here.
     fn lose(&mut self, reason: &str, count: u64) {
+        self.meter.lose(reason, count);
+        self.add_loss(reason, count);
+    }
+
+    fn add_loss(&mut self, reason: &str, count: u64) {
         let sum = self.losses.entry(reason.to_owned()).or_default();
         *sum = sum.saturating_add(count);
     }
 
     fn widen(&mut self, window: Window) {
-        self.window = Some(match self.window {
-            Some(known) => Window {
-                from: known.from.min(window.from),
-                to: known.to.max(window.to),
-            },
-            None => window,
-        });
+        self.window = Some(self.window.map_or(window, |known| known.widened(window)));
     }
+}
+
+/// Encodes a batch of number 0 in such a way that there is room for any other number.
+pub(super) fn encode_unnumbered(batch: &AgentMessage) -> Result<Vec<u8>, WireError> {
+    let message = wire::encode(batch, Encoding::MessagePack)?;
+    let longest = message.len() + size_of::<u64>();
+    if longest > MAX_MESSAGE_BYTES {
+        return Err(WireError::TooLong(longest));
+    }
+    Ok(message)
+}
+
+fn total<'a>(records: impl Iterator<Item = &'a FlowRecord>) -> u64 {
+    records.fold(0, |sum, record| sum.saturating_add(record.count))
 }
 
 /// Records that wait to be sent.
@@ -271,206 +505,11 @@ impl Pending {
 
     fn connections(&self) -> u64 {
         match self {
-            Self::Merged(observations) => observations.records().map(|record| record.count).sum(),
-            Self::Apart(records) => records.iter().map(|record| record.count).sum(),
+            Self::Merged(observations) => total(observations.records()),
+            Self::Apart(records) => total(records.iter()),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{collections::BTreeSet, net::IpAddr};
-
-    use flow::{
-        endpoint::Endpoint,
-        record::{Direction, Outcome, Protocol, Source, Tuple},
-        time::Timestamp,
-    };
-
-    use super::*;
-
-    fn record(client: u32, count: u64) -> FlowRecord {
-        let address = IpAddr::from(client.to_be_bytes());
-        let server = IpAddr::from([10, 0, 0, 1]);
-        FlowRecord {
-            timestamp: Timestamp::from_nanos(5),
-            hostname: "node-1".to_owned(),
-            tuple: Tuple {
-                src_addr: address,
-                src_port: 0,
-                dst_addr: server,
-                dst_port: 80,
-            },
-            src: Endpoint::External(address),
-            dst: Endpoint::External(server),
-            protocol: Protocol::Tcp,
-            direction: Direction::Ingress,
-            outcome: Outcome::Established,
-            count,
-            first_seen: Timestamp::from_nanos(5),
-            last_seen: Timestamp::from_nanos(5),
-            process: None,
-            sources: BTreeSet::from([Source::Ebpf]),
-            via: None,
-            connection: None,
-        }
-    }
-
-    fn report(from: u64, records: Vec<FlowRecord>) -> Report {
-        Report {
-            window: Window {
-                from: Timestamp::from_nanos(from * 1_000),
-                to: Timestamp::from_nanos((from + 10) * 1_000),
-            },
-            records,
-            losses: Losses::new(),
-        }
-    }
-
-    fn batch(sealed: &Sealed) -> Batch {
-        match wire::decode(&sealed.message, Encoding::MessagePack).unwrap() {
-            AgentMessage::Batch(batch) => batch,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn batches_are_numbered_and_kept_until_acknowledged() {
-        let mut outbox = Outbox::new(Resolve::Both);
-        for number in 1..=3 {
-            outbox.add(report(number * 10, vec![record(1, number)]));
-            let sealed = outbox.seal().unwrap().unwrap();
-            let batch = batch(sealed);
-            assert_eq!(batch.sequence, number);
-            assert_eq!(batch.flows[0].count, number);
-            assert!(outbox.seal().unwrap().is_none());
-        }
-        outbox.acknowledge(2);
-        let left = |after| outbox.unacknowledged_after(after).map(|(number, _)| number);
-        assert_eq!((left(0), left(3)), (Some(3), None));
-        assert_eq!(outbox.connections(), 3);
-        outbox.acknowledge(3);
-        assert!(outbox.is_empty());
-    }
-
-    #[test]
-    fn what_waits_is_added_up() {
-        let mut outbox = Outbox::new(Resolve::Both);
-        for _ in 0..MAX_IN_FLIGHT {
-            outbox.add(report(0, vec![record(1, 1)]));
-            outbox.seal().unwrap().unwrap();
-        }
-        for second in 0..1_000 {
-            outbox.add(report(second, vec![record(1, 2), record(2, 3)]));
-            assert!(outbox.seal().unwrap().is_none(), "too many under way");
-        }
-        outbox.acknowledge(1);
-        let batch = batch(outbox.seal().unwrap().unwrap());
-        let counts: Vec<u64> = batch.flows.iter().map(|flow| flow.count).collect();
-        assert_eq!(counts, [2_000, 3_000]);
-        assert_eq!(batch.window.from, Timestamp::from_nanos(0));
-        assert_eq!(batch.window.to, Timestamp::from_nanos(1_009_000));
-    }
-
-    #[test]
-    fn records_whose_other_end_is_only_an_address_keep_their_own_time() {
-        let mut outbox = Outbox::new(Resolve::Local);
-        for _ in 0..MAX_IN_FLIGHT {
-            outbox.add(report(0, vec![record(1, 1)]));
-            outbox.seal().unwrap().unwrap();
-        }
-        for second in 1..=3 {
-            let mut later = record(1, second);
-            later.last_seen = Timestamp::from_nanos(second * 1_000);
-            outbox.add(report(second, vec![later]));
-        }
-        assert_eq!(outbox.connections(), MAX_IN_FLIGHT as u64 + 6);
-        outbox.acknowledge(1);
-        let batch = batch(outbox.seal().unwrap().unwrap());
-        let seen: Vec<(u64, u64)> = batch
-            .flows
-            .iter()
-            .map(|flow| (flow.last_seen.as_nanos() / 1_000, flow.count))
-            .collect();
-        assert_eq!(seen, [(1, 1), (2, 2), (3, 3)]);
-    }
-
-    #[test]
-    fn a_full_outbox_counts_what_it_turns_away() {
-        let mut outbox = Outbox::new(Resolve::Both);
-        let clients = u32::try_from(MAX_PENDING).unwrap() + 5;
-        outbox.add(report(
-            0,
-            (0..clients).map(|client| record(client, 7)).collect(),
-        ));
-        // What is known already is still added up.
-        outbox.add(report(0, vec![record(0, 1)]));
-        assert_eq!(outbox.pending.len(), MAX_PENDING);
-        let mut sent = 0;
-        let mut lost = 0;
-        while let Some(sealed) = outbox.seal().unwrap() {
-            let batch = batch(sealed);
-            assert!(batch.flows.len() <= MAX_BATCH_FLOWS);
-            sent += batch.flows.iter().map(|flow| flow.count).sum::<u64>();
-            lost += batch.losses.values().sum::<u64>();
-            let sequence = batch.sequence;
-            outbox.acknowledge(sequence);
-        }
-        assert_eq!(lost, 35);
-        assert_eq!(sent + lost, u64::from(clients) * 7 + 1);
-    }
-
-    #[test]
-    fn a_batch_that_is_too_long_is_divided_and_a_record_that_is_too_long_is_counted() {
-        let mut outbox = Outbox::new(Resolve::Both);
-        let long = |client, bytes| FlowRecord {
-            hostname: "x".repeat(bytes),
-            ..record(client, 1)
-        };
-        let mut records: Vec<FlowRecord> = (0..10).map(|client| long(client, 1 << 20)).collect();
-        records.push(long(99, wire::MAX_MESSAGE_BYTES + 1));
-        outbox.add(report(0, records));
-        let (mut sent, mut lost) = (0, 0);
-        while let Some(sealed) = outbox.seal().unwrap() {
-            let batch = batch(sealed);
-            sent += batch.flows.len();
-            lost += batch.losses.get(RECORD_TOO_LONG).copied().unwrap_or(0);
-            let sequence = batch.sequence;
-            outbox.acknowledge(sequence);
-        }
-        assert_eq!((sent, lost), (10, 1));
-        assert!(outbox.is_empty());
-    }
-
-    #[test]
-    fn losses_travel_without_flows() {
-        let mut outbox = Outbox::new(Resolve::Both);
-        let mut lossy = report(0, Vec::new());
-        lossy.losses.insert("flows_and_ring_full".to_owned(), 4);
-        outbox.add(lossy);
-        let batch = batch(outbox.seal().unwrap().unwrap());
-        assert_eq!(batch.losses["flows_and_ring_full"], 4);
-        assert!(batch.flows.is_empty());
-    }
-
-    #[test]
-    fn a_batch_that_is_given_up_keeps_its_number_and_becomes_a_loss() {
-        let mut outbox = Outbox::new(Resolve::Both);
-        assert_eq!(outbox.give_up_first(), None);
-        let mut first = report(0, vec![record(1, 5)]);
-        first.losses.insert("socket_unreadable".to_owned(), 2);
-        outbox.add(first);
-        outbox.seal().unwrap().unwrap();
-        assert_eq!(outbox.give_up_first(), Some(5));
-        let (number, message) = outbox.unacknowledged_after(0).unwrap();
-        let AgentMessage::Batch(batch) = wire::decode(&message, Encoding::MessagePack).unwrap()
-        else {
-            panic!("no batch");
-        };
-        assert_eq!((number, batch.sequence), (1, 1));
-        assert!(batch.flows.is_empty());
-        assert_eq!(batch.losses["socket_unreadable"], 2);
-        assert_eq!(batch.losses[BATCH_REFUSED], 5);
-        assert_eq!(outbox.connections(), 0);
-    }
-}
+mod tests;

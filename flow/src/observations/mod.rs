@@ -5,7 +5,7 @@ mod key;
 use std::collections::{BTreeMap, btree_map::Entry};
 
 pub use self::key::{Identity, ObservationKey, PodId, client_address, server_address};
-use crate::record::FlowRecord;
+use crate::{record::FlowRecord, time::Timestamp};
 
 /// Observations by key, each aggregated into one record. It grows with distinct edges, not with connections.
 ///
@@ -60,6 +60,14 @@ impl Observations {
         (0..taken)
             .filter_map(|_| self.records.pop_first())
             .map(|(_, record)| record)
+            .collect()
+    }
+
+    /// Removes the records that were last seen before `time`; returns their keys.
+    pub fn forget_before(&mut self, time: Timestamp) -> Vec<ObservationKey> {
+        self.records
+            .extract_if(.., |_, record| record.last_seen < time)
+            .map(|(key, _)| key)
             .collect()
     }
 

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use self::view::Shared;
 pub use self::{
-    api::{Access, ConnectError, Kind, Pace, Scope},
+    api::{Access, ConnectError, Kind, Pace, Scope, client},
     view::{Knowledge, View},
 };
 use crate::{time::Timestamp, topology::file::FileError};

@@ -16,6 +16,7 @@ mod proof;
 mod report;
 mod serve;
 mod source;
+mod status;
 
 use std::process::ExitCode;
 
@@ -33,7 +34,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
+    Status(status::Args),
     Link(link::Args),
     Export(export::Args),
     Generate(generate::Args),
@@ -78,7 +80,8 @@ pub fn command() -> clap::Command {
 #[must_use]
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(*args),
+        Command::Status(args) => status::run(&args),
         Command::Link(args) => link::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Generate(args) => generate::run(args),

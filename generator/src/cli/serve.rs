@@ -8,14 +8,20 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use flow::source::{Access, Options, Pace, Scope, Source};
+use flow::{
+    source::{Access, Options, Pace, Scope, Source},
+    transport::{ServerFiles, TokenFile},
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
 use super::{Failure, PolicyArgs};
-use crate::serve::{self, Config, Publication, TopologyConfig};
+use crate::{
+    auth::{Account, Review, Rules},
+    serve::{self, Bounds, Config, Limits, Publication, TopologyConfig},
+};
 
 /// Take flows from agents, keep the ledger, and keep a folder of policies up to date
 #[derive(Debug, clap::Args)]
@@ -60,8 +66,8 @@ pub(super) struct Args {
     )]
     log: String,
 
-    /// Where the cluster's objects come from, for agents with --resolve local: kube, the Kubernetes API [default: in a pod],
-    /// or file=PATH, a list as kubectl prints it, read again when it changes
+    /// Where the cluster's objects come from, for agents with --resolve local: kube, the Kubernetes API [default: in
+    /// a pod, without --token-audience], or file=PATH, a list as kubectl prints it, read again when it changes
     #[arg(long, value_name = "SRC", env = "MICROSHIELD_TOPOLOGY")]
     topology: Option<Source>,
 
@@ -77,20 +83,128 @@ pub(super) struct Args {
     #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true)]
     in_cluster: Option<String>,
 
+    /// Forget what was not seen for so long, such as 30d or 12h; without it, nothing is forgotten
+    ///
+    /// A rule goes with the last observation that asks for it.
+    #[arg(long, value_name = "TIME", env = "MICROSHIELD_RETAIN", value_parser = span)]
+    retain: Option<Duration>,
+
+    /// Memory that the ledger may take, about; what is new beyond it is counted as lost
+    #[arg(long, value_name = "BYTES", env = "MICROSHIELD_LEDGER_BYTES", default_value_t = serve::MAX_LEDGER_BYTES)]
+    ledger_bytes: usize,
+
+    #[command(flatten)]
+    auth: AuthArgs,
+
     #[command(flatten)]
     policy: PolicyArgs,
 }
 
+/// Who may report, and who may read
+#[derive(Debug, clap::Args)]
+struct AuthArgs {
+    /// Agents show one of the tokens of this file, one a line; read again whenever it is needed
+    #[arg(long, value_name = "FILE", env = "MICROSHIELD_TOKEN_FILE")]
+    token_file: Option<TokenFile>,
+
+    /// Agents show their pod's service-account token, issued for this audience; the API server checks it, and an agent can
+    /// report for its pod's node only
+    #[arg(
+        long,
+        value_name = "AUDIENCE",
+        env = "MICROSHIELD_TOKEN_AUDIENCE",
+        requires = "agent_account"
+    )]
+    token_audience: Option<String>,
+
+    /// The service account of the agents
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        env = "MICROSHIELD_AGENT_ACCOUNT",
+        requires = "token_audience"
+    )]
+    agent_account: Option<Account>,
+
+    /// Readers of the status and the metrics show one of the tokens of this file
+    #[arg(long, value_name = "FILE", env = "MICROSHIELD_READ_TOKEN_FILE")]
+    read_token_file: Option<TokenFile>,
+
+    /// Certificate for TLS, with those between it and its authority; read again when it changes
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MICROSHIELD_TLS_CERT",
+        requires = "tls_key"
+    )]
+    tls_cert: Option<PathBuf>,
+
+    /// Its key
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MICROSHIELD_TLS_KEY",
+        requires = "tls_cert"
+    )]
+    tls_key: Option<PathBuf>,
+
+    /// Agents and readers show a certificate of one of the authorities in this file
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MICROSHIELD_CLIENT_CA",
+        requires = "tls_cert"
+    )]
+    client_ca: Option<PathBuf>,
+
+    /// Let anybody report who can reach the port
+    #[arg(long, env = "MICROSHIELD_INSECURE")]
+    insecure: bool,
+}
+
+impl AuthArgs {
+    fn rules(self, access: Access) -> Rules {
+        let review = |audience| {
+            Some(Review {
+                access,
+                audience,
+                account: self.agent_account?,
+            })
+        };
+        let tls = |cert| {
+            Some(ServerFiles {
+                cert,
+                key: self.tls_key?,
+                client_ca: self.client_ca,
+            })
+        };
+        Rules {
+            tokens: self.token_file,
+            review: self.token_audience.and_then(review),
+            read_tokens: self.read_token_file,
+            tls: self.tls_cert.and_then(tls),
+            insecure: self.insecure,
+        }
+    }
+}
+
 impl Args {
+    fn access(&self) -> Access {
+        Access {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+        }
+    }
+
     fn topology(&self) -> Option<TopologyConfig> {
-        let default = self.in_cluster.as_ref().map(|_| Source::Kube);
+        // Who checks tokens has a way to the API, but need not have the right to read the cluster's objects.
+        let checks_tokens = self.auth.token_audience.is_some();
+        let default = self.in_cluster.as_ref().filter(|_| !checks_tokens);
+        let default = default.map(|_| Source::Kube);
         Some(TopologyConfig {
             source: self.topology.clone().or(default)?,
             options: Options {
-                access: Access {
-                    kubeconfig: self.kubeconfig.clone(),
-                    context: self.context.clone(),
-                },
+                access: self.access(),
                 scope: Scope::Everything,
                 // There is one generator.
                 jitter: Duration::ZERO,
@@ -103,6 +217,8 @@ impl Args {
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let topology = args.topology();
+    let access = args.access();
+    let rules = args.auth.rules(access);
     let publication = match (args.output, args.policy.options()) {
         (Some(folder), options) => Some(Publication {
             folder,
@@ -118,6 +234,14 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     };
     let config = Config {
         listen: args.listen,
+        rules,
+        limits: Limits {
+            bounds: Bounds {
+                bytes: args.ledger_bytes,
+                ..Bounds::default()
+            },
+            retain: args.retain,
+        },
         data_dir: args.data_dir,
         topology,
         publication,
@@ -138,6 +262,24 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
             .map_err(Failure::input)?;
         generator.run(shutdown).await.map_err(Failure::other)
     })
+}
+
+/// A span of time: a number and its unit.
+fn span(text: &str) -> Result<Duration, String> {
+    let split = text.len() - usize::from(text.ends_with(|last: char| last.is_ascii_alphabetic()));
+    let (number, unit) = text.split_at(split);
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err("expected a number and s, m, h or d".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|error| format!("{error}"))?;
+    match number.checked_mul(seconds) {
+        None | Some(0) => Err("out of range".to_owned()),
+        Some(seconds) => Ok(Duration::from_secs(seconds)),
+    }
 }
 
 /// Ready when the process is asked to end, by SIGTERM or Ctrl-C.
@@ -179,4 +321,29 @@ fn log_to_stderr(filter: &str) -> Result<(), Failure> {
         .with_target(false)
         .init();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_of_time() {
+        for (text, seconds) in [("30d", 2_592_000), ("12h", 43_200), ("5m", 300), ("1s", 1)] {
+            assert_eq!(span(text), Ok(Duration::from_secs(seconds)));
+        }
+        for bad in [
+            "",
+            "d",
+            "30",
+            "0d",
+            "-1d",
+            "1w",
+            "1.5h",
+            "99999999999999999999d",
+            "213503982334602d",
+        ] {
+            assert!(span(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -23,9 +23,11 @@ use tracing::{debug, info, warn};
 
 use super::{
     Refusal,
+    door::Stranger,
     session::{Ask, Ended, Feedback, Sender, Session},
     validate,
 };
+use crate::{auth::Admission, metrics::Meter};
 
 /// How long a peer may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -78,22 +80,36 @@ impl From<validate::Invalid> for Ending {
     }
 }
 
+/// Who calls.
+pub(super) struct Call {
+    pub(super) peer: SocketAddr,
+    /// What its token says of it.
+    pub(super) admission: Admission,
+    /// Its place in the door, given up with the hello.
+    pub(super) stranger: Stranger,
+    pub(super) meter: Meter,
+}
+
 /// Speaks with a peer until either end has enough of it. `stop` turns true when the generator stops.
 pub(super) async fn converse<S>(
     socket: WebSocketStream<S>,
-    peer: SocketAddr,
+    call: Call,
     queue: Sender,
     stop: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let peer = call.peer;
     let mut connection = Connection {
         socket,
         encoding: Encoding::MessagePack,
         stop,
     };
-    let ending = match connection.greet().await {
-        Ok((session, feedback)) => connection.attend(peer, &session, feedback, &queue).await,
+    let ending = match connection.greet(&call.admission).await {
+        Ok((session, feedback)) => {
+            drop(call.stranger);
+            connection.attend(peer, &session, feedback, &queue).await
+        }
         Err(ending) => {
             if let Ending::Refused(refusal) = &ending {
                 warn!(%peer, reason = %refusal, "connection refused");
@@ -101,6 +117,9 @@ pub(super) async fn converse<S>(
             ending
         }
     };
+    if let Ending::Refused(_) = &ending {
+        call.meter.refused.inc();
+    }
     // A peer that does not want to hear it loses nothing that the ledger has.
     if timeout(CLOSE_DEADLINE, connection.close(ending))
         .await
@@ -119,7 +138,10 @@ struct Connection<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Waits for the hello.
-    async fn greet(&mut self) -> Result<(Arc<Session>, watch::Receiver<Feedback>), Ending> {
+    async fn greet(
+        &mut self,
+        admission: &Admission,
+    ) -> Result<(Arc<Session>, watch::Receiver<Feedback>), Ending> {
         let deadline = Instant::now() + HELLO_DEADLINE;
         let data = loop {
             let received = tokio::select! {
@@ -139,6 +161,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Err(Refusal::protocol("the first message must be a hello").into());
         };
         validate::hello(&hello)?;
+        if let Some(node) = &admission.node
+            && *node != hello.node
+        {
+            let reason = format!(
+                "the token is of a pod on node {node}, not on {}",
+                hello.node
+            );
+            return Err(Refusal::policy(reason).into());
+        }
         Ok(Session::new(hello))
     }
 

@@ -5,21 +5,26 @@
 //! here: requests go into a bounded queue, answers come back as the session's feedback.
 
 mod connection;
+mod door;
+mod http;
 mod refusal;
 mod session;
-mod upgrade;
 mod validate;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use flow::transport::ServerTls;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
 };
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
+use self::door::{Door, Stranger};
 pub use self::{
+    http::{Desk, StatusRequest},
     refusal::Refusal,
     session::{Ask, Ended, Feedback, Receiver, Request, Room, Sender, Session, queue},
     validate::Invalid,
@@ -27,6 +32,9 @@ pub use self::{
 
 /// The most connections at a time. More are told to come back later.
 pub const MAX_CONNECTIONS: usize = 4_096;
+
+/// How long the TLS handshake may take.
+const TLS_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long connections have to say goodbye when the generator stops.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -59,7 +67,9 @@ impl Server {
     }
 
     /// Serves agents until `stop` turns true; returns when all connections have ended, which takes a bounded time.
-    pub async fn run(self, queue: Sender, stop: watch::Receiver<bool>) {
+    pub async fn run(self, desk: Desk, stop: watch::Receiver<bool>) {
+        let desk = Arc::new(desk);
+        let door = Door::default();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         let mut crowded = false;
@@ -83,7 +93,9 @@ impl Server {
                     continue;
                 }
             };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            let stranger = door.enter(peer.ip());
+            let place = Arc::clone(&places).try_acquire_owned();
+            let (Some(stranger), Ok(place)) = (stranger, place) else {
                 if !crowded {
                     warn!(
                         limit = MAX_CONNECTIONS,
@@ -95,10 +107,14 @@ impl Server {
                 continue;
             };
             crowded = false;
-            connections.spawn(serve(stream, peer, queue.clone(), stop.clone(), place));
+            let visit = Visit {
+                peer,
+                stranger,
+                _place: place,
+            };
+            connections.spawn(serve(stream, visit, Arc::clone(&desk), stop.clone()));
         }
         drop(self.listener);
-        drop(queue);
         let all_ended = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(GOODBYE, all_ended).await.is_err() {
             info!(connections = connections.len(), "connections cut");
@@ -107,24 +123,52 @@ impl Server {
     }
 }
 
-async fn serve(
-    stream: TcpStream,
+/// A connection, from its first byte to its last.
+#[derive(Debug)]
+struct Visit {
     peer: SocketAddr,
-    queue: Sender,
-    mut stop: watch::Receiver<bool>,
+    /// Until it has said who it is.
+    stranger: Stranger,
     _place: OwnedSemaphorePermit,
-) {
+}
+
+async fn serve(stream: TcpStream, visit: Visit, desk: Arc<Desk>, mut stop: watch::Receiver<bool>) {
+    let peer = visit.peer;
     // Acknowledgements are small, and waited for.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%peer, %error, "connection lost");
         return;
     }
-    let socket = tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => return,
-        socket = upgrade::upgrade(stream) => socket,
+    let config = desk.gate.tls().map(ServerTls::config);
+    let asked = async {
+        match config {
+            None => http::serve(stream, &desk).await,
+            Some(config) => {
+                let handshake = TlsAcceptor::from(config).accept(stream);
+                match tokio::time::timeout(TLS_DEADLINE, handshake).await {
+                    Ok(Ok(stream)) => http::serve(stream, &desk).await,
+                    Ok(Err(error)) => {
+                        debug!(%peer, %error, "TLS handshake failed");
+                        desk.meter.denied.inc();
+                        None
+                    }
+                    Err(_elapsed) => None,
+                }
+            }
+        }
     };
-    if let Some(socket) = socket {
-        connection::converse(socket, peer, queue, stop).await;
+    let agent = tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => return,
+        agent = asked => agent,
+    };
+    if let Some((socket, admission)) = agent {
+        let call = connection::Call {
+            peer,
+            admission,
+            stranger: visit.stranger,
+            meter: desk.meter.clone(),
+        };
+        connection::converse(socket, call, desk.queue.clone(), stop).await;
     }
 }
 

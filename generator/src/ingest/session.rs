@@ -6,6 +6,7 @@ use flow::wire::{Batch, Hello, MAX_MESSAGE_BYTES};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::Refusal;
+use crate::status::QueueStatus;
 
 /// How much may wait for the keeper: KiB of messages as they came. Decoded they take some six times as much memory, so
 /// this bounds what batches take in all, however many agents there are. A message is decoded only when there is room for
@@ -55,6 +56,15 @@ impl Sender {
         tokio::select! {
             permit = permit => permit.map(|units| Room { _units: units }).or(Err(Ended)),
             () = self.requests.closed() => Err(Ended),
+        }
+    }
+
+    /// What waits at the moment.
+    #[must_use]
+    pub fn load(&self) -> QueueStatus {
+        QueueStatus {
+            requests: (ROOM - self.requests.capacity()) as u64,
+            kib: (ROOM - self.room.available_permits()) as u64,
         }
     }
 

@@ -6,10 +6,12 @@
 mod edge;
 mod join;
 mod shared;
+mod weight;
 
 use flow::{
     observations::{ObservationKey, Observations},
     record::FlowRecord,
+    time::Timestamp,
 };
 
 pub use self::edge::Edge;
@@ -20,6 +22,8 @@ use self::shared::Shared;
 pub struct Ledger {
     observations: Observations,
     shared: Shared,
+    /// What the observations take, without the pods and services that they share.
+    weight: usize,
 }
 
 impl Ledger {
@@ -27,7 +31,24 @@ impl Ledger {
     pub fn observe(&mut self, mut record: FlowRecord) -> ObservationKey {
         self.shared.share(&mut record.src);
         self.shared.share(&mut record.dst);
-        self.observations.observe(record)
+        let known = self.observations.len();
+        let key = self.observations.observe(record);
+        if self.observations.len() > known {
+            self.weight += weight::of_observation(&key);
+        }
+        key
+    }
+
+    /// Removes the observations of which the last was made before `time`; returns their keys.
+    pub fn forget_before(&mut self, time: Timestamp) -> Vec<ObservationKey> {
+        let forgotten = self.observations.forget_before(time);
+        for key in &forgotten {
+            self.weight -= weight::of_observation(key);
+        }
+        if !forgotten.is_empty() {
+            self.shared.sweep();
+        }
+        forgotten
     }
 
     /// The aggregated record under a key.
@@ -45,6 +66,12 @@ impl Ledger {
     #[must_use]
     pub fn len(&self) -> usize {
         self.observations.len()
+    }
+
+    /// What it takes in memory, about, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.weight + self.shared.weight()
     }
 
     /// Whether nothing was observed.

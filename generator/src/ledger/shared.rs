@@ -13,6 +13,8 @@ use flow::{
     observations::PodId,
 };
 
+use super::weight;
+
 /// Fewer entries than this are not worth a sweep.
 const SWEEP_FROM: usize = 1 << 10;
 
@@ -30,6 +32,26 @@ pub(super) struct Shared {
 struct Table<K, T> {
     copies: BTreeMap<K, Arc<T>>,
     sweep_at: usize,
+    /// What the copies take that came since the last sweep or were there then; those that were replaced since then may
+    /// still be in use, and are among them.
+    weight: usize,
+}
+
+/// Something whose size in memory is known, about.
+trait Weighed {
+    fn weight(&self) -> usize;
+}
+
+impl Weighed for Pod {
+    fn weight(&self) -> usize {
+        weight::of_pod(self)
+    }
+}
+
+impl Weighed for Service {
+    fn weight(&self) -> usize {
+        weight::of_service(self)
+    }
 }
 
 impl Shared {
@@ -47,29 +69,47 @@ impl Shared {
         }
     }
 
+    /// Removes the copies that nobody uses any more.
+    pub(super) fn sweep(&mut self) {
+        self.pods.sweep();
+        self.services.sweep();
+    }
+
+    /// What the copies take, about, in bytes.
+    pub(super) fn weight(&self) -> usize {
+        self.pods.weight + self.services.weight
+    }
+
     fn share_service(&mut self, service: &mut Arc<Service>) {
         let name = (service.namespace.clone(), service.name.clone());
         self.services.share(name, service);
     }
 }
 
-impl<K: Ord, T: PartialEq> Table<K, T> {
+impl<K: Ord, T: PartialEq + Weighed> Table<K, T> {
     fn share(&mut self, key: K, value: &mut Arc<T>) {
         match self.copies.entry(key) {
             Entry::Vacant(entry) => {
+                self.weight += value.weight();
                 entry.insert(Arc::clone(value));
             }
             Entry::Occupied(entry) if entry.get() == value => {
                 *value = Arc::clone(entry.get());
             }
             Entry::Occupied(mut entry) => {
+                self.weight += value.weight();
                 entry.insert(Arc::clone(value));
             }
         }
         if self.copies.len() >= self.sweep_at {
-            self.copies.retain(|_, copy| Arc::strong_count(copy) > 1);
-            self.sweep_at = SWEEP_FROM.max(2 * self.copies.len());
+            self.sweep();
         }
+    }
+
+    fn sweep(&mut self) {
+        self.copies.retain(|_, copy| Arc::strong_count(copy) > 1);
+        self.sweep_at = SWEEP_FROM.max(2 * self.copies.len());
+        self.weight = self.copies.values().map(|copy| copy.weight()).sum();
     }
 }
 
@@ -78,6 +118,7 @@ impl<K, T> Default for Table<K, T> {
         Self {
             copies: BTreeMap::new(),
             sweep_at: SWEEP_FROM,
+            weight: 0,
         }
     }
 }

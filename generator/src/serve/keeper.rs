@@ -1,7 +1,7 @@
 //! The keeper: the one task that owns the ledger and its store.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     pin::pin,
     sync::{Arc, Weak},
     time::{Duration, SystemTime},
@@ -14,14 +14,16 @@ use flow::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep},
+    time::{Instant, interval, sleep},
 };
 use tracing::{debug, error, info, warn};
 
-use super::round::{MAX_OBSERVATIONS, Round, Verdict};
+use super::round::{Bounds, Round, Verdict};
 use crate::{
-    ingest::{Ask, Receiver, Refusal, Request, Session},
+    ingest::{Ask, Receiver, Refusal, Request, Session, StatusRequest},
     ledger::Edge,
+    metrics::Meter,
+    status::{AgentStatus, LedgerStatus, LossStatus, QueueStatus, Status, TopologyStatus},
     store::{Losses, State, Store, StoreError},
 };
 
@@ -55,6 +57,25 @@ pub struct Snapshot {
 /// Asks for a snapshot. There is one who asks and waits for the answer, so one place in the queue is enough.
 pub(super) type SnapshotRequest = oneshot::Sender<Snapshot>;
 
+/// How much is kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// How large the ledger may become.
+    pub bounds: Bounds,
+    /// For how long an observation is kept after it was made the last time; without, for ever.
+    pub retain: Option<Duration>,
+}
+
+/// A connection that was let in.
+#[derive(Debug)]
+struct Connected {
+    session: Weak<Session>,
+    node: String,
+    version: String,
+    /// The end of the last window that it has reported.
+    reported_until: Option<Timestamp>,
+}
+
 /// Owns the state and the store.
 #[derive(Debug)]
 pub struct Keeper {
@@ -63,7 +84,10 @@ pub struct Keeper {
     /// What is known of the cluster, if anything.
     topology: Option<View>,
     /// The last connection of each instance.
-    sessions: HashMap<String, Weak<Session>>,
+    sessions: HashMap<String, Connected>,
+    limits: Limits,
+    meter: Meter,
+    started: Timestamp,
     revision: watch::Sender<u64>,
     swept: Timestamp,
     /// How long to wait after the last commit, if that failed.
@@ -75,7 +99,12 @@ impl Keeper {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub async fn load(mut store: Store, topology: Option<View>) -> Result<Self, StoreError> {
+    pub async fn load(
+        mut store: Store,
+        topology: Option<View>,
+        limits: Limits,
+        meter: Meter,
+    ) -> Result<Self, StoreError> {
         let state = store.load().await?;
         let (revision, _) = watch::channel(0);
         Ok(Self {
@@ -83,6 +112,9 @@ impl Keeper {
             state,
             topology,
             sessions: HashMap::new(),
+            limits,
+            meter,
+            started: Timestamp::from(SystemTime::now()),
             revision,
             swept: Timestamp::default(),
             delay: None,
@@ -113,11 +145,13 @@ impl Keeper {
         mut self,
         mut requests: Receiver,
         mut snapshots: mpsc::Receiver<SnapshotRequest>,
+        mut statuses: mpsc::Receiver<StatusRequest>,
     ) -> Result<Snapshot, StoreError> {
         let mut group = Vec::with_capacity(GROUP);
         // Agents wait meanwhile, and the snapshots of what is stored go on.
         let mut pause = pin!(sleep(Duration::ZERO));
         let mut pausing = false;
+        let mut sweeps = interval(SWEEP_EVERY);
         loop {
             tokio::select! {
                 received = requests.recv_many(&mut group, GROUP), if !pausing => {
@@ -131,6 +165,12 @@ impl Keeper {
                     }
                 }
                 () = &mut pause, if pausing => pausing = false,
+                _ = sweeps.tick(), if !pausing => self.settle(std::iter::empty()).await?,
+                Some(wanted) = statuses.recv() => {
+                    if wanted.send(self.status().await).is_err() {
+                        debug!("nobody waits for the status");
+                    }
+                }
                 Some(wanted) = snapshots.recv() => {
                     if wanted.send(self.snapshot()).is_err() {
                         debug!("nobody waits for the snapshot");
@@ -143,17 +183,103 @@ impl Keeper {
         Ok(last)
     }
 
+    async fn status(&mut self) -> Status {
+        let mut lost = BTreeMap::<&str, u64>::new();
+        let mut losses = Vec::new();
+        for (node, reason, loss) in self.state.losses.iter() {
+            let sum = lost.entry(node).or_default();
+            *sum = sum.saturating_add(loss.count);
+            losses.push(LossStatus {
+                node: node.to_owned(),
+                reason: reason.to_owned(),
+                count: loss.count,
+            });
+        }
+        let mut agents: Vec<AgentStatus> = self
+            .state
+            .agents
+            .iter()
+            .map(|(instance, agent)| AgentStatus {
+                node: agent.node.clone(),
+                instance: instance.to_owned(),
+                version: agent.version.clone(),
+                connected: false,
+                last_sequence: agent.last_sequence,
+                last_seen: Some(agent.last_seen),
+                reported_until: None,
+                lost: lost.get(agent.node.as_str()).copied().unwrap_or(0),
+            })
+            .collect();
+        // They are in the order of their instances.
+        let stored = agents.len();
+        for (instance, connected) in &self.sessions {
+            if connected.session.strong_count() == 0 {
+                continue;
+            }
+            let found =
+                agents[..stored].binary_search_by(|agent| agent.instance.as_str().cmp(instance));
+            match found {
+                Ok(place) => {
+                    agents[place].connected = true;
+                    agents[place].reported_until = connected.reported_until;
+                }
+                Err(_) => agents.push(AgentStatus {
+                    node: connected.node.clone(),
+                    instance: instance.clone(),
+                    version: connected.version.clone(),
+                    connected: true,
+                    last_sequence: 0,
+                    last_seen: None,
+                    reported_until: None,
+                    lost: lost.get(connected.node.as_str()).copied().unwrap_or(0),
+                }),
+            }
+        }
+        agents.sort_by(|one, other| {
+            (&one.node, one.last_seen, &one.instance).cmp(&(
+                &other.node,
+                other.last_seen,
+                &other.instance,
+            ))
+        });
+        let now = Timestamp::from(SystemTime::now());
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            now,
+            started: self.started,
+            ledger: LedgerStatus {
+                observations: self.state.ledger.len() as u64,
+                bytes: self.state.ledger.bytes() as u64,
+                database_bytes: self.store.bytes().await.unwrap_or(0),
+            },
+            queue: QueueStatus::default(),
+            topology: self.topology.as_ref().map(|view| TopologyStatus {
+                ready: view.is_ready(),
+                stale_seconds: view.stale_since().map_or(0, |since| {
+                    now.as_nanos().saturating_sub(since.as_nanos()) / 1_000_000_000
+                }),
+            }),
+            agents,
+            losses,
+        }
+    }
+
     /// Does what a group of requests asks for in one transaction, then answers them.
     async fn settle(&mut self, group: impl Iterator<Item = Request>) -> Result<(), StoreError> {
         let now = Timestamp::from(SystemTime::now());
-        let mut round = Round::new(MAX_OBSERVATIONS);
+        let mut round = Round::new(self.limits.bounds);
         let mut answers = Vec::with_capacity(GROUP);
-        self.sweep(&mut round, now);
+        let (mut flows, mut batches) = (0, 0);
+        let retired = self.sweep(&mut round, now);
         for Request { session, ask, room } in group {
             let answered = match ask {
                 Ask::Join => self.join(&session),
                 Ask::Store(_) if session.is_refused() => false,
-                Ask::Store(batch) => self.apply(&mut round, &session, batch, now),
+                Ask::Store(batch) => {
+                    flows += batch.flows.len() as u64;
+                    batches += 1;
+                    self.apply(&mut round, &session, batch, now)
+                }
             };
             drop(room);
             if answered {
@@ -165,20 +291,32 @@ impl Keeper {
             self.answer(&answers);
             return Ok(());
         }
-        let changed = !changes.observations.is_empty() || !changes.losses.is_empty();
+        let changed = !changes.observations.is_empty() || !changes.losses.is_empty() || retired > 0;
         match self.store.commit(&changes).await {
             Ok(()) => {
                 self.delay = None;
                 self.answer(&answers);
+                self.meter.commits.inc();
+                self.meter.flows.inc_by(flows);
+                self.meter.batches.inc_by(batches);
                 for (node, reason, count) in round.losses() {
                     error!(node, reason, count, "observations lost");
                 }
                 if changed {
                     self.revision.send_modify(|revision| *revision += 1);
                 }
+                if retired > 0 {
+                    info!(retired, "observations forgotten: not seen for too long");
+                    if let Err(error) = self.store.compact().await {
+                        warn!(%error, "the database keeps its size");
+                    }
+                }
                 Ok(())
             }
-            Err(failure) => self.recover(failure, &answers).await,
+            Err(failure) => {
+                self.meter.failures.inc();
+                self.recover(failure, &answers).await
+            }
         }
     }
 
@@ -204,10 +342,16 @@ impl Keeper {
             return false;
         }
         self.sessions
-            .retain(|_, session| session.strong_count() > 0);
-        let instance = session.hello.instance.clone();
-        let older = self.sessions.insert(instance, Arc::downgrade(session));
-        if let Some(older) = older.and_then(|older| older.upgrade()) {
+            .retain(|_, connected| connected.session.strong_count() > 0);
+        let hello = &session.hello;
+        let connected = Connected {
+            session: Arc::downgrade(session),
+            node: hello.node.clone(),
+            version: hello.version.clone(),
+            reported_until: None,
+        };
+        let older = self.sessions.insert(hello.instance.clone(), connected);
+        if let Some(older) = older.and_then(|older| older.session.upgrade()) {
             older.refuse(Refusal::policy("the same instance has connected again"));
         }
         true
@@ -232,9 +376,16 @@ impl Keeper {
         round.make_room_for(&mut self.state, &hello.instance, |instance| {
             is_connected(&self.sessions, instance)
         });
+        let until = batch.window.to;
         match round.apply(&mut self.state, hello, batch, now) {
-            Verdict::Applied => true,
+            Verdict::Applied => {
+                if let Some(connected) = self.sessions.get_mut(&hello.instance) {
+                    connected.reported_until = connected.reported_until.max(Some(until));
+                }
+                true
+            }
             Verdict::Known => {
+                self.meter.repeated.inc();
                 debug!(instance = hello.instance, sequence, "batch is known");
                 true
             }
@@ -269,9 +420,11 @@ impl Keeper {
         Ok(())
     }
 
-    fn sweep(&mut self, round: &mut Round, now: Timestamp) {
-        if now < self.swept.saturating_add(SWEEP_EVERY) {
-            return;
+    /// Forgets what is too old, now and then. Returns how many observations were.
+    fn sweep(&mut self, round: &mut Round, now: Timestamp) -> usize {
+        // A little earlier than the clock that wakes us, which is another one.
+        if now < self.swept.saturating_add(SWEEP_EVERY / 2) {
+            return 0;
         }
         self.swept = now;
         let before = self.state.agents.iter().count();
@@ -284,11 +437,15 @@ impl Keeper {
         if forgotten > 0 {
             info!(forgotten, "agent instances forgotten");
         }
+        match self.limits.retain {
+            Some(retain) => round.retire(&mut self.state, now.saturating_sub(retain)),
+            None => 0,
+        }
     }
 }
 
-fn is_connected(sessions: &HashMap<String, Weak<Session>>, instance: &str) -> bool {
+fn is_connected(sessions: &HashMap<String, Connected>, instance: &str) -> bool {
     sessions
         .get(instance)
-        .is_some_and(|session| session.strong_count() > 0)
+        .is_some_and(|connected| connected.session.strong_count() > 0)
 }

@@ -19,25 +19,34 @@ use tracing::{info, warn};
 
 use self::publish::Publisher;
 pub use self::{
-    keeper::{Keeper, Snapshot},
+    keeper::{Keeper, Limits, Snapshot},
     publish::{Publication, PublishError},
-    round::MAX_OBSERVATIONS,
+    round::{Bounds, MAX_LEDGER_BYTES, MAX_OBSERVATIONS},
 };
 use crate::{
+    auth::{Gate, Rules, RulesError},
     folder::FolderError,
-    ingest::{self, Server},
+    ingest::{self, Desk, Server},
+    metrics::Meter,
     store::{Store, StoreError},
 };
+
+/// Questions for the keeper's status that may wait; more wait in their connections.
+const STATUSES: usize = 4;
 
 /// What to serve.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where agents connect.
     pub listen: SocketAddr,
+    /// What is asked of those who do, and of readers.
+    pub rules: Rules,
     /// Where the ledger is kept; without it, in memory.
     pub data_dir: Option<PathBuf>,
     /// Where the cluster's objects come from; without it, agents that leave names to the generator are sent away.
     pub topology: Option<TopologyConfig>,
+    /// How much of the ledger is kept.
+    pub limits: Limits,
     /// The folder to keep up to date, if any.
     pub publication: Option<Publication>,
 }
@@ -64,6 +73,9 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// It is not settled who is let in.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
     /// There is no way to the cluster's objects.
     #[error(transparent)]
     Topology(#[from] SourceError),
@@ -85,6 +97,8 @@ pub struct Generator {
     keeper: Keeper,
     publisher: Option<Publisher>,
     server: Server,
+    gate: Gate,
+    meter: Meter,
 }
 
 impl Generator {
@@ -93,12 +107,15 @@ impl Generator {
     /// # Errors
     /// If one of these cannot be done.
     pub async fn start(config: Config) -> Result<Self, ServeError> {
+        let gate = config.rules.gate(config.listen).await?;
+        let meter = Meter::default();
         let topology = match config.topology {
             Some(wanted) => topology(wanted).await?,
             None => None,
         };
         let view = topology.as_ref().map(|topology| topology.view().clone());
-        let keeper = Keeper::load(open_store(config.data_dir).await?, view).await?;
+        let store = open_store(config.data_dir).await?;
+        let keeper = Keeper::load(store, view, config.limits, meter.clone()).await?;
         let publisher = match config.publication {
             Some(publication) => Some(first_publication(publication, &keeper).await?),
             None => None,
@@ -114,6 +131,8 @@ impl Generator {
             keeper,
             publisher,
             server,
+            gate,
+            meter,
         })
     }
 
@@ -128,15 +147,24 @@ impl Generator {
             keeper,
             publisher,
             server,
+            gate,
+            meter,
         } = self;
         let address = server.address();
         let (queue, requests) = ingest::queue();
         let (wanted, snapshots) = mpsc::channel(1);
+        let (status, statuses) = mpsc::channel(STATUSES);
         let (stop, stopping) = watch::channel(false);
         let publishing =
             publisher.map(|publisher| tokio::spawn(publisher.follow(keeper.revision(), wanted)));
-        let mut keeping = tokio::spawn(keeper.run(requests, snapshots));
-        let serving = tokio::spawn(server.run(queue, stopping));
+        let mut keeping = tokio::spawn(keeper.run(requests, snapshots, statuses));
+        let desk = Desk {
+            gate,
+            meter,
+            status,
+            queue,
+        };
+        let serving = tokio::spawn(server.run(desk, stopping));
         info!(%address, "listening");
 
         let mut kept = None;

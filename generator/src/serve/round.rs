@@ -14,6 +14,27 @@ use crate::store::{Changes, State, Turn};
 /// from both ends. A new one beyond it is counted as lost; the known ones go on.
 pub const MAX_OBSERVATIONS: usize = 1_000_000;
 
+/// What the ledger may take in memory by default, in bytes, about. A new observation beyond it is counted as lost likewise.
+pub const MAX_LEDGER_BYTES: usize = 1 << 30;
+
+/// How large the ledger may become.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// The most observations.
+    pub observations: usize,
+    /// The most memory, in bytes, about.
+    pub bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            observations: MAX_OBSERVATIONS,
+            bytes: MAX_LEDGER_BYTES,
+        }
+    }
+}
+
 /// The reason under which it is counted.
 const LEDGER_FULL: &str = "ledger_full";
 
@@ -35,22 +56,26 @@ pub(super) enum Verdict {
 /// The entries of the state that batches have changed since the last commit.
 #[derive(Debug)]
 pub(super) struct Round {
-    max_observations: usize,
+    bounds: Bounds,
     observations: HashSet<ObservationKey>,
     agents: BTreeSet<String>,
     /// By node and reason, what this round adds.
     losses: BTreeMap<(String, String), u64>,
     forgotten: Vec<String>,
+    forgotten_observations: Vec<ObservationKey>,
+    forgotten_losses: Vec<(String, String)>,
 }
 
 impl Round {
-    pub(super) fn new(max_observations: usize) -> Self {
+    pub(super) fn new(bounds: Bounds) -> Self {
         Self {
-            max_observations,
+            bounds,
             observations: HashSet::new(),
             agents: BTreeSet::new(),
             losses: BTreeMap::new(),
             forgotten: Vec::new(),
+            forgotten_observations: Vec::new(),
+            forgotten_losses: Vec::new(),
         }
     }
 
@@ -77,7 +102,8 @@ impl Round {
             self.lose(state, hello, reason, count, batch.window);
         }
         for record in batch.flows {
-            let full = state.ledger.len() >= self.max_observations;
+            let full = state.ledger.len() >= self.bounds.observations
+                || state.ledger.bytes() >= self.bounds.bytes;
             if full && state.ledger.get(&ObservationKey::of(&record)).is_none() {
                 self.lose(state, hello, LEDGER_FULL, record.count, batch.window);
             } else {
@@ -118,6 +144,13 @@ impl Round {
             .extend(state.agents.forget_before(time, keep));
     }
 
+    /// Forgets what was last seen, or lost, before `time`. Returns how many observations that were.
+    pub(super) fn retire(&mut self, state: &mut State, time: Timestamp) -> usize {
+        self.forgotten_observations = state.ledger.forget_before(time);
+        self.forgotten_losses = state.losses.forget_before(time);
+        self.forgotten_observations.len()
+    }
+
     /// What is to be written.
     pub(super) fn changes<'a>(&'a self, state: &'a State) -> Changes<'a> {
         Changes {
@@ -139,6 +172,8 @@ impl Round {
                 })
                 .collect(),
             forgotten: &self.forgotten,
+            forgotten_observations: &self.forgotten_observations,
+            forgotten_losses: &self.forgotten_losses,
         }
     }
 

@@ -61,6 +61,16 @@ pub enum StoreError {
         /// What gave it away.
         reason: &'static str,
     },
+    /// The file is damaged.
+    #[error(
+        "ledger {path} is damaged ({problem}): put a backup in its place, or move it away and begin anew;          `sqlite3 {path} .recover` may save what is in it"
+    )]
+    Damaged {
+        /// The ledger's file.
+        path: String,
+        /// What was found first.
+        problem: String,
+    },
     /// The database refused.
     #[error("ledger {path}: cannot {action}: {source}")]
     Database {

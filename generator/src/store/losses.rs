@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flow::wire::Window;
+use flow::{time::Timestamp, wire::Window};
 
 /// The most pairs of node and reason that are told apart; a real cluster has a dozen reasons a node.
 const MAX_KINDS: usize = 1 << 16;
@@ -59,6 +59,14 @@ impl Losses {
             .map(|((node, reason), loss)| (node.as_str(), reason.as_str(), loss))
     }
 
+    /// Forgets the losses of which the last window ended before `time`; returns node and reason of each.
+    pub fn forget_before(&mut self, time: Timestamp) -> Vec<(String, String)> {
+        self.0
+            .extract_if(.., |_, loss| loss.window.to < time)
+            .map(|(kind, _)| kind)
+            .collect()
+    }
+
     /// How many observations were lost in all.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -76,8 +84,6 @@ impl Losses {
 
 #[cfg(test)]
 mod tests {
-    use flow::time::Timestamp;
-
     use super::*;
 
     fn window(from: u64, to: u64) -> Window {

@@ -16,7 +16,7 @@ use flow::{record::FlowRecord, time::Timestamp, wire::Window};
 use futures_util::TryStreamExt as _;
 use sqlx::{
     ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+    sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
 use self::{lock::DirectoryLock, schema::Found};
@@ -34,6 +34,9 @@ const FILE_NAME: &str = "ledger.db";
 
 /// How long to wait for another process that reads the database: it holds back no more than a checkpoint.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The database's log is cut to this size, in bytes, when it has been folded into its file.
+const JOURNAL_BYTES: &str = "67108864";
 
 /// Everything that the generator knows: what is in the store, and in memory while it runs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -70,9 +73,14 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             // `Normal` would sync the log at checkpoints only: a power loss could take back batches that were
             // acknowledged, and that the agent has therefore thrown away.
-            .synchronous(SqliteSynchronous::Full);
+            .synchronous(SqliteSynchronous::Full)
+            // What was deleted is given back by `compact`.
+            .auto_vacuum(SqliteAutoVacuum::Incremental)
+            .pragma("journal_size_limit", JOURNAL_BYTES);
         let mut store = Self::connect(options, &directory.join(FILE_NAME), Some(lock)).await?;
+        store.check().await?;
         store.migrate().await?;
+        store.compactable().await;
         Ok(store)
     }
 
@@ -142,6 +150,60 @@ impl Store {
         write::commit(&mut self.connection, changes)
             .await
             .map_err(database_error(&self.path, "write"))
+    }
+
+    /// Gives the space of what was deleted back to the file system.
+    ///
+    /// # Errors
+    /// If that fails; nothing is lost then.
+    pub async fn compact(&mut self) -> Result<(), StoreError> {
+        sqlx::raw_sql("PRAGMA incremental_vacuum")
+            .execute(&mut self.connection)
+            .await
+            .map_err(database_error(&self.path, "compact"))?;
+        Ok(())
+    }
+
+    /// Looks whether the file is whole: the rows themselves are read anyway, but not what leads to them.
+    async fn check(&mut self) -> Result<(), StoreError> {
+        let found: Result<String, _> = sqlx::query_scalar("PRAGMA quick_check(1)")
+            .fetch_one(&mut self.connection)
+            .await;
+        match found {
+            Ok(found) if found == "ok" => Ok(()),
+            Ok(problem) => Err(StoreError::Damaged {
+                path: self.path.clone(),
+                problem,
+            }),
+            Err(source) => Err(database_error(&self.path, "read")(source)),
+        }
+    }
+
+    /// A ledger from before there was compaction is rewritten once. If there is no space for that it stays as it is.
+    async fn compactable(&mut self) {
+        let mode = sqlx::query_scalar::<_, i64>("PRAGMA auto_vacuum")
+            .fetch_one(&mut self.connection)
+            .await;
+        if !matches!(mode, Ok(0)) {
+            return;
+        }
+        let rewrite = "PRAGMA auto_vacuum = INCREMENTAL; VACUUM";
+        if let Err(error) = sqlx::raw_sql(rewrite).execute(&mut self.connection).await {
+            tracing::warn!(%error, path = self.path, "the ledger cannot be made compactable");
+        }
+    }
+
+    /// What the database takes, in bytes.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub async fn bytes(&mut self) -> Result<u64, StoreError> {
+        let size = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
+        let bytes: i64 = sqlx::query_scalar(size)
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(database_error(&self.path, "read"))?;
+        Ok(bytes.cast_unsigned())
     }
 
     /// Closes the database properly, so that its log is folded into its file.

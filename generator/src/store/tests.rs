@@ -51,6 +51,7 @@ async fn commit(store: &mut Store, state: &State, forgotten: &[String]) {
         agents: state.agents.iter().collect(),
         losses: state.losses.iter().collect(),
         forgotten,
+        ..Changes::default()
     };
     store.commit(&changes).await.unwrap();
 }
@@ -174,4 +175,114 @@ async fn there_may_be_nothing_to_read() {
     assert!(matches!(missing, Err(StoreError::Missing { .. })));
     let missing = Store::open_read_only(&directory.path().join("nowhere")).await;
     assert!(matches!(missing, Err(StoreError::Missing { .. })));
+}
+
+#[tokio::test]
+async fn what_is_forgotten_is_gone_from_the_disk_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut state = State::default();
+    for number in 1..=3_000 {
+        let mut record = record(number, 1);
+        record.last_seen = Timestamp::from_nanos(2_000_000_000_000 + u64::from(number) * 1_000);
+        state.ledger.observe(record);
+    }
+    let weight = state.ledger.bytes();
+    let mut store = Store::open(directory.path()).await.unwrap();
+    commit(&mut store, &state, &[]).await;
+    let before = store.bytes().await.unwrap();
+    let forgotten = state
+        .ledger
+        .forget_before(Timestamp::from_nanos(2_000_002_901_000));
+    assert_eq!((forgotten.len(), state.ledger.len()), (2_900, 100));
+    assert!(
+        state.ledger.bytes() < weight / 20,
+        "{}",
+        state.ledger.bytes()
+    );
+    let changes = Changes {
+        forgotten_observations: &forgotten,
+        ..Changes::default()
+    };
+    store.commit(&changes).await.unwrap();
+    store.compact().await.unwrap();
+    let after = store.bytes().await.unwrap();
+    assert!(after < before / 10, "{before} bytes before, {after} after");
+    assert_eq!(store.load().await.unwrap(), state);
+}
+
+#[tokio::test]
+async fn it_grows_with_edges_and_not_with_connections() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut state = state();
+    let mut store = Store::open(directory.path()).await.unwrap();
+    commit(&mut store, &state, &[]).await;
+    let (disk, memory) = (store.bytes().await.unwrap(), state.ledger.bytes());
+    for _ in 0..50 {
+        for number in 1..=300 {
+            state.ledger.observe(record(number, 1_000));
+        }
+        commit(&mut store, &state, &[]).await;
+    }
+    assert_eq!(state.ledger.bytes(), memory);
+    // Counts have more digits now.
+    let grown = store.bytes().await.unwrap();
+    assert!(
+        grown <= disk + disk / 10,
+        "{disk} bytes before, {grown} after"
+    );
+}
+
+#[tokio::test]
+async fn damage_is_found_when_it_is_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = Store::open(directory.path()).await.unwrap();
+    commit(&mut store, &state(), &[]).await;
+    store.close().await.unwrap();
+    let file = directory.path().join("ledger.db");
+    let whole = std::fs::read(&file).unwrap();
+    let mut refused = 0;
+    for page in 1..whole.len() / 4_096 {
+        let mut damaged = whole.clone();
+        damaged[page * 4_096..][..512].fill(0x5a);
+        std::fs::write(&file, &damaged).unwrap();
+        let loaded = async {
+            let mut store = Store::open(directory.path()).await?;
+            store.load().await
+        };
+        // A page that nothing uses may be anything.
+        match loaded.await {
+            Ok(loaded) => assert_eq!(loaded, state(), "page {page}"),
+            Err(error) => {
+                let error = error.to_string();
+                assert!(error.contains("ledger.db"), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 10, "{refused}");
+}
+
+/// A file as it was when a migration was killed between any two of its writes is as before it or as after it.
+#[tokio::test]
+async fn a_migration_is_done_or_not_begun() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ledger.db");
+    let options = SqliteConnectOptions::new()
+        .filename(&file)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal);
+    let mut killed = options.connect().await.unwrap();
+    // What `migrate` does, up to the moment before it is committed.
+    sqlx::raw_sql("BEGIN; CREATE TABLE meta (schema_version INTEGER NOT NULL); CREATE TABLE observations (key TEXT)")
+        .execute(&mut killed)
+        .await
+        .unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(directory.path()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let mut store = Store::open(copy.path()).await.unwrap();
+    commit(&mut store, &state(), &[]).await;
+    assert_eq!(store.load().await.unwrap(), state());
 }

@@ -1,7 +1,7 @@
 //! One transaction.
 
 use flow::{observations::ObservationKey, record::FlowRecord, time::Timestamp};
-use sqlx::{Connection as _, QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{Agent, Loss};
 
@@ -19,6 +19,10 @@ pub struct Changes<'a> {
     pub losses: Vec<(&'a str, &'a str, &'a Loss)>,
     /// Instances that are forgotten.
     pub forgotten: &'a [String],
+    /// Observations that are.
+    pub forgotten_observations: &'a [ObservationKey],
+    /// Losses that are, by node and reason.
+    pub forgotten_losses: &'a [(String, String)],
 }
 
 impl Changes<'_> {
@@ -29,26 +33,60 @@ impl Changes<'_> {
             && self.agents.is_empty()
             && self.losses.is_empty()
             && self.forgotten.is_empty()
+            && self.forgotten_observations.is_empty()
+            && self.forgotten_losses.is_empty()
     }
 }
 
+/// The statements that begin and end the transaction are our own: SQLite may have ended one by itself when it failed, on a
+/// full disk for one, and whoever counts transactions apart from SQLite takes the next for a part of this one then, which
+/// is never committed.
 pub(super) async fn commit(
     connection: &mut SqliteConnection,
     changes: &Changes<'_>,
 ) -> sqlx::Result<()> {
-    // A transaction that is dropped on the way out is rolled back.
-    let mut transaction = connection.begin().await?;
-    // First: an instance that was forgotten may be back.
+    execute(connection, "BEGIN IMMEDIATE").await?;
+    let mut written = write(connection, changes).await;
+    if written.is_ok() {
+        written = execute(connection, "COMMIT").await;
+    }
+    if written.is_err()
+        && let Err(error) = execute(connection, "ROLLBACK").await
+    {
+        // There was nothing to roll back any more; or else the next transaction cannot begin, and says so.
+        tracing::debug!(%error, "rollback");
+    }
+    written
+}
+
+async fn execute(connection: &mut SqliteConnection, statement: &'static str) -> sqlx::Result<()> {
+    sqlx::raw_sql(statement).execute(connection).await.map(drop)
+}
+
+async fn write(connection: &mut SqliteConnection, changes: &Changes<'_>) -> sqlx::Result<()> {
+    // First: what was forgotten may be back.
     for instance in changes.forgotten {
         sqlx::query("DELETE FROM agents WHERE instance = ?")
             .bind(instance.clone())
-            .execute(&mut *transaction)
+            .execute(&mut *connection)
             .await?;
     }
-    write_observations(&mut transaction, &changes.observations).await?;
-    write_agents(&mut transaction, &changes.agents).await?;
-    write_losses(&mut transaction, &changes.losses).await?;
-    transaction.commit().await
+    for key in changes.forgotten_observations {
+        sqlx::query("DELETE FROM observations WHERE key = ?")
+            .bind(key.to_string())
+            .execute(&mut *connection)
+            .await?;
+    }
+    for (node, reason) in changes.forgotten_losses {
+        sqlx::query("DELETE FROM losses WHERE node = ? AND reason = ?")
+            .bind(node.clone())
+            .bind(reason.clone())
+            .execute(&mut *connection)
+            .await?;
+    }
+    write_observations(&mut *connection, &changes.observations).await?;
+    write_agents(&mut *connection, &changes.agents).await?;
+    write_losses(&mut *connection, &changes.losses).await
 }
 
 async fn write_observations(

@@ -51,7 +51,8 @@ impl Generator {
             }
         });
         let line = log.wait_for("listening address=");
-        let address = line.rsplit_once('=').unwrap().1.parse().unwrap();
+        let (_, address) = line.split_once("listening address=").unwrap();
+        let address = address.trim().parse().unwrap();
         Self {
             child,
             address,
@@ -68,6 +69,16 @@ impl Generator {
     /// The first line of the log that contains `text`, once there is one.
     pub(crate) fn wait_for_log(&self, text: &str) -> String {
         self.log.wait_for(text)
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has said so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lines.lock().unwrap().join("\n")
     }
 
     /// Ends it as a crash would.

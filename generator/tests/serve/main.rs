@@ -6,6 +6,7 @@
     reason = "in a test, a panic is how a failure is told"
 )]
 
+mod access;
 mod client;
 mod data_dir;
 mod exactly_once;

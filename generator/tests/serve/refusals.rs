@@ -329,7 +329,7 @@ async fn requests_for_something_else() {
 
     for (bytes, answer) in [
         (
-            "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+            "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
             "HTTP/1.1 404 ",
         ),
         (

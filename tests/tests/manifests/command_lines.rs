@@ -59,7 +59,15 @@ fn the_agent_accepts_its_command_line() {
         service.metadata.name.as_ref().unwrap(),
         ports[0].port
     );
-    assert_eq!(args.output.generator.unwrap().to_string(), wanted);
+    let [generator] = args.output.generator.as_slice() else {
+        panic!("one address is expected");
+    };
+    assert_eq!(generator.to_string(), wanted);
+    let credentials = args.stream.credentials();
+    let token = credentials.token.unwrap();
+    assert_eq!(volume_of(template, token.path()), "token");
+    let spool = args.stream.spool.unwrap();
+    assert_eq!(volume_of(template, &spool), "spool");
 
     assert_eq!(args.topology.source(), Source::Kube);
     assert_eq!(args.resolve, Resolve::Both);

@@ -13,7 +13,7 @@ use k8s_openapi::api::{
         ServiceAccount,
     },
     networking::v1::NetworkPolicy,
-    rbac::v1::{ClusterRole, ClusterRoleBinding},
+    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
     scheduling::v1::PriorityClass,
 };
 use serde::{Deserialize as _, Serialize, de::DeserializeOwned};
@@ -31,6 +31,8 @@ pub(crate) struct Manifests {
     pub(crate) services: Vec<Service>,
     pub(crate) cluster_roles: Vec<ClusterRole>,
     pub(crate) cluster_role_bindings: Vec<ClusterRoleBinding>,
+    pub(crate) roles: Vec<Role>,
+    pub(crate) role_bindings: Vec<RoleBinding>,
     pub(crate) network_policies: Vec<NetworkPolicy>,
     /// `kind/name` of all of them.
     pub(crate) names: BTreeSet<String>,
@@ -102,6 +104,10 @@ impl Manifests {
             }
             ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
                 self.cluster_role_bindings.push(strict(&place, value));
+            }
+            ("rbac.authorization.k8s.io/v1", "Role") => self.roles.push(strict(&place, value)),
+            ("rbac.authorization.k8s.io/v1", "RoleBinding") => {
+                self.role_bindings.push(strict(&place, value));
             }
             ("networking.k8s.io/v1", "NetworkPolicy") => {
                 self.network_policies.push(strict(&place, value));

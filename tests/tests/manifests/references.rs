@@ -179,22 +179,28 @@ fn check_pod(manifests: &Manifests, template: &PodTemplateSpec) {
 }
 
 fn probed_port(probe: &Probe) -> &str {
-    match &probe.tcp_socket.as_ref().unwrap().port {
+    let port = match (&probe.tcp_socket, &probe.http_get) {
+        (Some(tcp), None) => &tcp.port,
+        (None, Some(http)) => &http.port,
+        _ => panic!("{probe:?}"),
+    };
+    match port {
         IntOrString::String(name) => name,
         IntOrString::Int(_) => panic!("the port is named, so that it follows the container's"),
     }
 }
 
 #[test]
-fn the_role_is_bound_to_the_agents_account() {
+fn roles_are_bound_to_those_who_need_them() {
     let manifests = load();
-    let [binding] = manifests.cluster_role_bindings.as_slice() else {
-        panic!("one ClusterRoleBinding is expected");
+    let [agents, generators] = manifests.cluster_role_bindings.as_slice() else {
+        panic!("two ClusterRoleBindings are expected");
     };
-    let [role] = manifests.cluster_roles.as_slice() else {
-        panic!("one ClusterRole is expected");
+    let [reading, reviewing] = manifests.cluster_roles.as_slice() else {
+        panic!("two ClusterRoles are expected");
     };
-    binds(binding, role, manifests.agent());
+    binds(agents, reading, manifests.agent());
+    binds(generators, reviewing, manifests.generator());
 }
 
 /// Asserts that a binding gives a role to the account of these pods, and to nobody else.

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flow::source::Scope;
-use k8s_openapi::api::{core::v1::PodTemplateSpec, rbac::v1::ClusterRole};
+use k8s_openapi::api::{
+    core::v1::PodTemplateSpec,
+    rbac::v1::{ClusterRole, PolicyRule},
+};
 
 use crate::load::{container, load, spec};
 
@@ -35,11 +38,73 @@ fn agents_may_read_what_names_both_ends() {
 }
 
 #[test]
-fn only_the_agents_are_given_a_token() {
+fn the_generator_may_ask_whose_a_token_is() {
     let manifests = load();
-    let token = |template| spec(template).automount_service_account_token;
-    assert_eq!(token(manifests.agent()), Some(true));
-    assert_eq!(token(manifests.generator()), Some(false));
+    let rules = |rules: &Option<Vec<PolicyRule>>| -> Vec<String> {
+        let rules = rules.iter().flatten();
+        rules
+            .map(|rule| serde_json::to_value(rule).unwrap().to_string())
+            .collect()
+    };
+    assert_eq!(
+        rules(&manifests.cluster_roles[1].rules),
+        [
+            r#"{"apiGroups":["authentication.k8s.io"],"resources":["tokenreviews"],"verbs":["create"]}"#
+        ]
+    );
+    // In its own namespace.
+    let [role] = manifests.roles.as_slice() else {
+        panic!("one Role is expected");
+    };
+    assert_eq!(
+        rules(&role.rules),
+        [r#"{"apiGroups":[""],"resources":["pods"],"verbs":["get"]}"#]
+    );
+    let [binding] = manifests.role_bindings.as_slice() else {
+        panic!("one RoleBinding is expected");
+    };
+    assert_eq!(Some(&binding.role_ref.name), role.metadata.name.as_ref());
+    let [subject] = binding.subjects.as_deref().unwrap() else {
+        panic!("one subject is expected");
+    };
+    let account = &spec(manifests.generator()).service_account_name;
+    assert_eq!(Some(&subject.name), account.as_ref());
+}
+
+/// The token that agents show is good for the generator only, and the generator takes that of no other account.
+#[test]
+fn agents_are_known_by_a_token_of_their_own() {
+    let manifests = load();
+    let pod = spec(manifests.agent());
+    let mut tokens = pod
+        .volumes
+        .iter()
+        .flatten()
+        .filter_map(|volume| volume.projected.as_ref()?.sources.as_ref())
+        .flatten()
+        .filter_map(|source| source.service_account_token.as_ref());
+    let token = tokens.next().unwrap();
+    assert!(tokens.next().is_none());
+    let args = container(manifests.generator()).args.clone().unwrap();
+    let audience = token.audience.as_ref().unwrap();
+    assert!(args.contains(&format!("--token-audience={audience}")));
+    let account = pod.service_account_name.as_ref().unwrap();
+    assert!(args.contains(&format!("--agent-account=microshield/{account}")));
+    assert!(token.expiration_seconds <= Some(3_600));
+    for template in [manifests.agent(), manifests.generator()] {
+        let container = container(template);
+        let words = container.args.iter().flatten();
+        let variables = container
+            .env
+            .iter()
+            .flatten()
+            .map(|variable| &variable.name);
+        assert!(
+            words
+                .chain(variables)
+                .all(|word| !word.to_lowercase().contains("insecure"))
+        );
+    }
 }
 
 #[test]

@@ -42,7 +42,10 @@ pub enum ConnectError {
 }
 
 /// A client with what the files say now.
-pub(super) async fn client(access: &Access) -> Result<Client, ConnectError> {
+///
+/// # Errors
+/// If they do not say how to reach the API server.
+pub async fn client(access: &Access) -> Result<Client, ConnectError> {
     let mut config = config(access).await?;
     config.connect_timeout = Some(CONNECT);
     // Whoever asks decides when to ask again, and says so.

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 use self::follow::Follower;
 pub use self::{
-    access::{Access, ConnectError},
+    access::{Access, ConnectError, client},
     kind::{Kind, Scope},
     pace::Pace,
 };

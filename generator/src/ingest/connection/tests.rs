@@ -8,7 +8,7 @@ use tokio::{io::DuplexStream, task::JoinHandle};
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::*;
-use crate::ingest::{Receiver, Request, queue};
+use crate::ingest::{Receiver, Request, door::Door, queue};
 
 struct Peer {
     socket: WebSocketStream<DuplexStream>,
@@ -19,16 +19,26 @@ struct Peer {
 
 impl Peer {
     async fn connect() -> Self {
+        Self::connect_as(Admission::default()).await
+    }
+
+    async fn connect_as(admission: Admission) -> Self {
         let (ours, theirs) = tokio::io::duplex(1 << 10);
         let (queue, requests) = queue();
         let (stop, stopping) = watch::channel(false);
         let server = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
-        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let call = Call {
+            peer,
+            admission,
+            stranger: Door::default().enter(peer.ip()).unwrap(),
+            meter: Meter::default(),
+        };
         Self {
             socket: WebSocketStream::from_raw_socket(ours, Role::Client, None).await,
             requests,
             stop,
-            conversation: tokio::spawn(converse(server, address, queue, stopping)),
+            conversation: tokio::spawn(converse(server, call, queue, stopping)),
         }
     }
 
@@ -197,4 +207,25 @@ async fn a_stopping_generator_says_goodbye() {
         panic!("no close frame");
     };
     assert_eq!(frame.code, CloseCode::Away);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_another_node_s_pod_is_refused() {
+    let mut peer = Peer::connect_as(Admission {
+        node: Some("node-2".to_owned()),
+    })
+    .await;
+    let hello = Hello {
+        instance: "one".to_owned(),
+        node: "node-1".to_owned(),
+        version: "1".to_owned(),
+        resolve: flow::wire::Resolve::Both,
+    };
+    peer.say(&AgentMessage::Hello(hello)).await;
+    let reason = "the token is of a pod on node node-2, not on node-1".to_owned();
+    let refusal = GeneratorMessage::Refuse {
+        reason,
+        malformed: false,
+    };
+    assert_eq!(peer.hear().await, Some(refusal));
 }

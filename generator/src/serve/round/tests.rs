@@ -37,7 +37,7 @@ fn counts(state: &State) -> Vec<(u16, u64)> {
 #[test]
 fn each_batch_counts_once_and_in_its_turn() {
     let mut state = State::default();
-    let mut round = Round::new(MAX_OBSERVATIONS);
+    let mut round = Round::new(Bounds::default());
     let now = Timestamp::from_nanos(1);
     for (sequence, port, expected) in [
         (1, 80, Ok(Verdict::Applied)),
@@ -66,7 +66,7 @@ fn each_batch_counts_once_and_in_its_turn() {
 fn changes_are_the_new_whole_of_what_the_round_touched() {
     let mut state = State::default();
     let now = Timestamp::from_nanos(1);
-    let mut first = Round::new(MAX_OBSERVATIONS);
+    let mut first = Round::new(Bounds::default());
     assert_eq!(
         first.apply(&mut state, &hello(), batch(1, 80), now),
         Verdict::Applied
@@ -75,7 +75,7 @@ fn changes_are_the_new_whole_of_what_the_round_touched() {
         first.apply(&mut state, &hello(), batch(2, 81), now),
         Verdict::Applied
     );
-    let mut second = Round::new(MAX_OBSERVATIONS);
+    let mut second = Round::new(Bounds::default());
     assert_eq!(
         second.apply(&mut state, &hello(), batch(3, 80), now),
         Verdict::Applied
@@ -95,13 +95,16 @@ fn changes_are_the_new_whole_of_what_the_round_touched() {
         .map(|(node, reason, loss)| (*node, *reason, loss.count))
         .collect();
     assert_eq!(losses, [("node-1", "ring_full", 3)]);
-    assert!(Round::new(MAX_OBSERVATIONS).changes(&state).is_empty());
+    assert!(Round::new(Bounds::default()).changes(&state).is_empty());
 }
 
 #[test]
 fn a_full_ledger_counts_what_it_does_not_take() {
     let mut state = State::default();
-    let mut round = Round::new(1);
+    let mut round = Round::new(Bounds {
+        observations: 1,
+        ..Bounds::default()
+    });
     let now = Timestamp::from_nanos(1);
     for (sequence, port) in [(1, 80), (2, 81), (3, 80), (4, 82)] {
         let verdict = round.apply(&mut state, &hello(), batch(sequence, port), now);
@@ -117,7 +120,7 @@ fn a_full_ledger_counts_what_it_does_not_take() {
 #[test]
 fn an_agent_that_outlived_another_ledger_is_taken_in_and_its_past_is_missed() {
     let mut state = State::default();
-    let mut round = Round::new(MAX_OBSERVATIONS);
+    let mut round = Round::new(Bounds::default());
     let now = Timestamp::from_nanos(1);
     for sequence in [57, 58] {
         let verdict = round.apply(&mut state, &hello(), batch(sequence, 80), now);

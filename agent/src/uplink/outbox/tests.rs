@@ -1,0 +1,195 @@
+use std::{collections::BTreeSet, net::IpAddr};
+
+use flow::{
+    endpoint::Endpoint,
+    record::{Direction, Outcome, Protocol, Source, Tuple},
+    time::Timestamp,
+};
+
+use super::*;
+
+fn record(client: u32, count: u64) -> FlowRecord {
+    let address = IpAddr::from(client.to_be_bytes());
+    let server = IpAddr::from([10, 0, 0, 1]);
+    FlowRecord {
+        timestamp: Timestamp::from_nanos(5),
+        hostname: "node-1".to_owned(),
+        tuple: Tuple {
+            src_addr: address,
+            src_port: 0,
+            dst_addr: server,
+            dst_port: 80,
+        },
+        src: Endpoint::External(address),
+        dst: Endpoint::External(server),
+        protocol: Protocol::Tcp,
+        direction: Direction::Ingress,
+        outcome: Outcome::Established,
+        count,
+        first_seen: Timestamp::from_nanos(5),
+        last_seen: Timestamp::from_nanos(5),
+        process: None,
+        sources: BTreeSet::from([Source::Ebpf]),
+        via: None,
+        connection: None,
+    }
+}
+
+fn report(from: u64, records: Vec<FlowRecord>) -> Report {
+    Report {
+        window: Window {
+            from: Timestamp::from_nanos(from * 1_000),
+            to: Timestamp::from_nanos((from + 10) * 1_000),
+        },
+        records,
+        losses: Losses::new(),
+    }
+}
+
+fn batch(sealed: &Sealed) -> Batch {
+    match wire::decode(&sealed.message, Encoding::MessagePack).unwrap() {
+        AgentMessage::Batch(batch) => batch,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn batches_are_numbered_and_kept_until_acknowledged() {
+    let mut outbox = Outbox::new(Resolve::Both, None, Meter::default());
+    for number in 1..=3 {
+        outbox.add(report(number * 10, vec![record(1, number)]));
+        let sealed = outbox.seal().unwrap().unwrap();
+        let batch = batch(&sealed);
+        assert_eq!(batch.sequence, number);
+        assert_eq!(batch.flows[0].count, number);
+        assert!(outbox.seal().unwrap().is_none());
+    }
+    outbox.acknowledge(2).unwrap();
+    let left = |after| {
+        outbox
+            .unacknowledged_after(after)
+            .map(|batch| batch.sequence)
+    };
+    assert_eq!((left(0), left(3)), (Some(3), None));
+    assert_eq!(outbox.close().lost, 3);
+    outbox.acknowledge(3).unwrap();
+    assert!(outbox.is_empty());
+}
+
+#[test]
+fn what_waits_is_added_up() {
+    let mut outbox = Outbox::new(Resolve::Both, None, Meter::default());
+    for _ in 0..MAX_IN_FLIGHT {
+        outbox.add(report(0, vec![record(1, 1)]));
+        outbox.seal().unwrap().unwrap();
+    }
+    for second in 0..1_000 {
+        outbox.add(report(second, vec![record(1, 2), record(2, 3)]));
+        assert!(outbox.seal().unwrap().is_none(), "too many under way");
+    }
+    outbox.acknowledge(1).unwrap();
+    let batch = batch(&outbox.seal().unwrap().unwrap());
+    let counts: Vec<u64> = batch.flows.iter().map(|flow| flow.count).collect();
+    assert_eq!(counts, [2_000, 3_000]);
+    assert_eq!(batch.window.from, Timestamp::from_nanos(0));
+    assert_eq!(batch.window.to, Timestamp::from_nanos(1_009_000));
+}
+
+#[test]
+fn records_whose_other_end_is_only_an_address_keep_their_own_time() {
+    let mut outbox = Outbox::new(Resolve::Local, None, Meter::default());
+    for _ in 0..MAX_IN_FLIGHT {
+        outbox.add(report(0, vec![record(1, 1)]));
+        outbox.seal().unwrap().unwrap();
+    }
+    for second in 1..=3 {
+        let mut later = record(1, second);
+        later.last_seen = Timestamp::from_nanos(second * 1_000);
+        outbox.add(report(second, vec![later]));
+    }
+    assert_eq!(outbox.close().lost, MAX_IN_FLIGHT as u64 + 6);
+    outbox.acknowledge(1).unwrap();
+    let batch = batch(&outbox.seal().unwrap().unwrap());
+    let seen: Vec<(u64, u64)> = batch
+        .flows
+        .iter()
+        .map(|flow| (flow.last_seen.as_nanos() / 1_000, flow.count))
+        .collect();
+    assert_eq!(seen, [(1, 1), (2, 2), (3, 3)]);
+}
+
+#[test]
+fn a_full_outbox_counts_what_it_turns_away() {
+    let mut outbox = Outbox::new(Resolve::Both, None, Meter::default());
+    let clients = u32::try_from(MAX_PENDING).unwrap() + 5;
+    outbox.add(report(
+        0,
+        (0..clients).map(|client| record(client, 7)).collect(),
+    ));
+    // What is known already is still added up.
+    outbox.add(report(0, vec![record(0, 1)]));
+    assert_eq!(outbox.pending.len(), MAX_PENDING);
+    let mut sent = 0;
+    let mut lost = 0;
+    while let Some(sealed) = outbox.seal().unwrap() {
+        let batch = batch(&sealed);
+        assert!(batch.flows.len() <= MAX_BATCH_FLOWS);
+        sent += batch.flows.iter().map(|flow| flow.count).sum::<u64>();
+        lost += batch.losses.values().sum::<u64>();
+        let sequence = batch.sequence;
+        outbox.acknowledge(sequence).unwrap();
+    }
+    assert_eq!(lost, 35);
+    assert_eq!(sent + lost, u64::from(clients) * 7 + 1);
+}
+
+#[test]
+fn a_batch_that_is_too_long_is_divided_and_a_record_that_is_too_long_is_counted() {
+    let mut outbox = Outbox::new(Resolve::Both, None, Meter::default());
+    let long = |client, bytes| FlowRecord {
+        hostname: "x".repeat(bytes),
+        ..record(client, 1)
+    };
+    let mut records: Vec<FlowRecord> = (0..10).map(|client| long(client, 1 << 20)).collect();
+    records.push(long(99, wire::MAX_MESSAGE_BYTES + 1));
+    outbox.add(report(0, records));
+    let (mut sent, mut lost) = (0, 0);
+    while let Some(sealed) = outbox.seal().unwrap() {
+        let batch = batch(&sealed);
+        sent += batch.flows.len();
+        lost += batch.losses.get(RECORD_TOO_LONG).copied().unwrap_or(0);
+        let sequence = batch.sequence;
+        outbox.acknowledge(sequence).unwrap();
+    }
+    assert_eq!((sent, lost), (10, 1));
+    assert!(outbox.is_empty());
+}
+
+#[test]
+fn losses_travel_without_flows() {
+    let mut outbox = Outbox::new(Resolve::Both, None, Meter::default());
+    let mut lossy = report(0, Vec::new());
+    lossy.losses.insert("flows_and_ring_full".to_owned(), 4);
+    outbox.add(lossy);
+    let batch = batch(&outbox.seal().unwrap().unwrap());
+    assert_eq!(batch.losses["flows_and_ring_full"], 4);
+    assert!(batch.flows.is_empty());
+}
+
+#[test]
+fn a_batch_that_is_given_up_keeps_its_number_and_becomes_a_loss() {
+    let mut outbox = Outbox::new(Resolve::Both, None, Meter::default());
+    assert_eq!(outbox.give_up_first(), None);
+    let mut first = report(0, vec![record(1, 5)]);
+    first.losses.insert("socket_unreadable".to_owned(), 2);
+    outbox.add(first);
+    outbox.seal().unwrap().unwrap();
+    assert_eq!(outbox.give_up_first(), Some(5));
+    let instead = outbox.unacknowledged_after(0).unwrap();
+    let batch = batch(&instead);
+    assert_eq!((instead.sequence, batch.sequence), (1, 1));
+    assert!(batch.flows.is_empty());
+    assert_eq!(batch.losses["socket_unreadable"], 2);
+    assert_eq!(batch.losses[BATCH_REFUSED], 5);
+    assert_eq!(outbox.close().lost, 0);
+}

@@ -1,0 +1,213 @@
+//! Making room.
+
+use std::{fs, io::Write as _, path::Path};
+
+use flow::{
+    observations::Observations,
+    record::FlowRecord,
+    wire::{self, AgentMessage, Batch, Encoding, MAX_BATCH_FLOWS, Resolve, Window},
+};
+
+use super::{
+    Entry, MERGE_AT_MOST, SPOOL_FULL, Segment, Spool, SpoolError, failed, name::Name, segment,
+};
+use crate::{
+    capture::Losses,
+    uplink::outbox::{RECORD_TOO_LONG, encode_unnumbered},
+};
+
+/// The name of a merged segment until it is whole.
+const UNFINISHED: &str = "merge.tmp";
+
+/// A merge is worth it if it leaves at most so much of the bytes, in percent.
+const WORTH: u64 = 90;
+
+impl Spool {
+    /// Sees to it that there is room for so many bytes.
+    pub(super) fn make_room(&mut self, bytes: u64) -> Result<(), SpoolError> {
+        while self.bytes + bytes > self.limit {
+            if self.merge_oldest()? {
+                continue;
+            }
+            let Some(position) = self.mergeable().next() else {
+                // Only what is being sent and what is being appended to are left: both are small against the limit.
+                return Ok(());
+            };
+            self.drop_segment(position)?;
+        }
+        Ok(())
+    }
+
+    /// Places in the list of the segments that may be changed, oldest first.
+    fn mergeable(&self) -> impl Iterator<Item = usize> + use<> {
+        let closed = self.segments.len() - usize::from(self.tail.is_some());
+        let waiting: Vec<usize> = (0..closed)
+            .filter(|&position| self.segments[position].name.numbers.is_none())
+            .collect();
+        waiting.into_iter()
+    }
+
+    /// Merges the oldest two neighbours for which it is worth it. `false` if there are none.
+    pub(super) fn merge_oldest(&mut self) -> Result<bool, SpoolError> {
+        let waiting: Vec<usize> = self.mergeable().collect();
+        for pair in waiting.windows(2) {
+            let &[older, newer] = pair else { continue };
+            let (one, other) = (&self.segments[older], &self.segments[newer]);
+            let sum = one.bytes + other.bytes;
+            if newer != older + 1
+                // Who an address was is decided by the time in the record, which adding up would lose.
+                || (one.resolve, other.resolve) != (Resolve::Both, Resolve::Both)
+                || one.barren_with == Some(other.name.first)
+                || sum > MERGE_AT_MOST * self.segment_limit
+            {
+                continue;
+            }
+            let entries = merged(&[self.read_entries(one)?, self.read_entries(other)?]);
+            let bytes = segment::HEADER_BYTES + entries.iter().map(Entry::len).sum::<u64>();
+            if bytes * 100 > sum * WORTH {
+                self.segments[older].barren_with = Some(self.segments[newer].name.first);
+                continue;
+            }
+            self.replace(older, newer, &entries, bytes)?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn read_entries(&self, segment: &Segment) -> Result<Vec<Entry>, SpoolError> {
+        let path = self.path(&segment.name);
+        let bytes = segment::read(&path).map_err(failed("read", &path))?;
+        Ok(segment::parse(&bytes).map_or_else(Vec::new, |parsed| parsed.entries))
+    }
+
+    /// Puts one segment in the place of two. It bears the names of both, so after a crash the newer is known to be in it.
+    fn replace(
+        &mut self,
+        older: usize,
+        newer: usize,
+        entries: &[Entry],
+        bytes: u64,
+    ) -> Result<(), SpoolError> {
+        let name = Name {
+            first: self.segments[older].name.first,
+            last: self.segments[newer].name.last,
+            numbers: None,
+        };
+        let unfinished = self.directory.join(UNFINISHED);
+        write_segment(&unfinished, entries).map_err(failed("write", &unfinished))?;
+        let path = self.path(&name);
+        fs::rename(&unfinished, &path).map_err(failed("rename", &unfinished))?;
+        self.sync_directory()?;
+        self.remove_file(&self.segments[newer].name)?;
+        self.remove_file(&self.segments[older].name)?;
+        let before = self.segments[older].bytes + self.segments[newer].bytes;
+        self.segments.remove(newer);
+        self.segments[older] = Segment {
+            name,
+            resolve: Resolve::Both,
+            entries: entries.len() as u64,
+            acknowledged: 0,
+            connections: entries.iter().map(|entry| entry.connections).sum(),
+            bytes,
+            barren_with: None,
+        };
+        self.bytes = self.bytes - before + bytes;
+        Ok(())
+    }
+
+    fn drop_segment(&mut self, position: usize) -> Result<(), SpoolError> {
+        let segment = &self.segments[position];
+        let connections = segment.connections;
+        // What it knew to be lost stays known.
+        let told = self.read_entries(segment)?;
+        for (reason, count) in told
+            .iter()
+            .filter_map(decoded)
+            .flat_map(|batch| batch.losses)
+        {
+            self.lose(&reason, count);
+        }
+        self.lose(SPOOL_FULL, connections);
+        tracing::error!(
+            connections,
+            "the spool is full: its oldest connections are lost"
+        );
+        self.remove(position)
+    }
+}
+
+fn write_segment(path: &Path, entries: &[Entry]) -> std::io::Result<()> {
+    let mut file = segment::create(path, Resolve::Both)?;
+    for entry in entries {
+        file.write_all(&entry.to_bytes()?)?;
+    }
+    file.sync_all()
+}
+
+fn decoded(entry: &Entry) -> Option<Batch> {
+    match wire::decode(&entry.message, Encoding::MessagePack) {
+        Ok(AgentMessage::Batch(batch)) => Some(batch),
+        // A checksum that is right over a message that is not: somebody else has written it.
+        Ok(AgentMessage::Hello(_)) | Err(_) => None,
+    }
+}
+
+/// The same flows and losses in as few batches as they fit in.
+fn merged(segments: &[Vec<Entry>]) -> Vec<Entry> {
+    let mut observations = Observations::default();
+    let mut losses = Losses::new();
+    let mut window: Option<Window> = None;
+    for batch in segments.iter().flatten().filter_map(decoded) {
+        window = Some(window.map_or(batch.window, |known| known.widened(batch.window)));
+        for (reason, count) in batch.losses {
+            let sum = losses.entry(reason).or_insert(0_u64);
+            *sum = sum.saturating_add(count);
+        }
+        for record in batch.flows {
+            observations.observe(record);
+        }
+    }
+    let Some(window) = window else {
+        return Vec::new();
+    };
+    let mut entries = Vec::new();
+    while !observations.is_empty() || !losses.is_empty() {
+        let flows = observations.take(MAX_BATCH_FLOWS);
+        encode(flows, window, &mut losses, &mut entries);
+    }
+    entries
+}
+
+/// Into one entry, or into two halves where one would be too long.
+fn encode(mut flows: Vec<FlowRecord>, window: Window, losses: &mut Losses, into: &mut Vec<Entry>) {
+    let connections = flows
+        .iter()
+        .fold(0_u64, |sum, flow| sum.saturating_add(flow.count));
+    let batch = AgentMessage::Batch(Batch {
+        sequence: 0,
+        window,
+        flows,
+        losses: std::mem::take(losses),
+    });
+    match encode_unnumbered(&batch) {
+        Ok(message) => into.push(Entry {
+            connections,
+            message,
+        }),
+        Err(_) => {
+            let AgentMessage::Batch(batch) = batch else {
+                return;
+            };
+            *losses = batch.losses;
+            flows = batch.flows;
+            if flows.len() > 1 {
+                let rest = flows.split_off(flows.len() / 2);
+                encode(flows, window, losses, into);
+                encode(rest, window, losses, into);
+            } else {
+                // It was in a message before; added up it has become a few bytes too long.
+                *losses.entry(RECORD_TOO_LONG.to_owned()).or_default() += connections;
+            }
+        }
+    }
+}

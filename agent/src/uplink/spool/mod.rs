@@ -1,0 +1,406 @@
+//! Batches on disk, until they are acknowledged.
+//!
+//! Every batch is appended to the spool before it is sent, so an agent that is killed goes on where it was: each batch
+//! keeps the instance and number under which it may have been sent, and none is sent under two. Batches that were never
+//! sent have no number yet; while they wait they may be merged.
+//!
+//! **What survives.** An agent that is killed at any moment loses no batch that was appended. A power failure costs at
+//! most what the kernel had not written back of the segment that was being appended to: a segment is synced when it is
+//! full and when it is merged, the folder before a segment's first batch is sent. So numbers are never given twice, also
+//! after a power failure, and what was acknowledged and comes back is recognised by the ledger.
+//!
+//! **When it is full** the oldest segments that have no numbers yet are merged: equal edges are added up. If that makes
+//! them no smaller, the oldest is dropped; its connections, and the losses that it told of, are counted as lost.
+
+mod merge;
+mod name;
+mod segment;
+mod sending;
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use flow::wire::Resolve;
+
+pub use self::segment::{Entry, Parsed, parse};
+use self::{name::Name, sending::Cursor};
+use super::new_instance;
+use crate::capture::Losses;
+
+/// The fewest bytes that a spool may be given.
+pub const MIN_SPOOL_BYTES: u64 = 256 << 10;
+
+/// A segment is full at this size, or at a sixteenth of the spool.
+const MAX_SEGMENT_BYTES: u64 = 1 << 20;
+
+/// Two segments are merged if they have at most so many times the bytes of a full one together: that bounds the memory
+/// for it.
+const MERGE_AT_MOST: u64 = 4;
+
+/// The reason under which connections are counted that were dropped because the spool was full.
+const SPOOL_FULL: &str = "spool_full";
+
+/// The reason that is counted once for each file whose end is torn or corrupt. How many connections were in it nobody
+/// knows.
+const SPOOL_CUT: &str = "spool_cut";
+
+/// Why the spool cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// The system said no.
+    #[error("spool: cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another agent has it.
+    #[error("spool {} is in use by another process", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// The folder of batches.
+#[derive(Debug)]
+pub struct Spool {
+    directory: PathBuf,
+    limit: u64,
+    segment_limit: u64,
+    /// How this process names flows.
+    resolve: Resolve,
+    /// By age.
+    segments: VecDeque<Segment>,
+    /// The last segment, if it is open for appending.
+    tail: Option<File>,
+    next_id: u64,
+    /// Under which this process sends, and the last number that it has given.
+    instance: String,
+    last_sequence: u64,
+    /// The instance whose turn it is: only its batches are given out and acknowledged.
+    turn: String,
+    cursor: Option<Cursor>,
+    bytes: u64,
+    /// What went since it was last asked for.
+    losses: Losses,
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct Segment {
+    name: Name,
+    resolve: Resolve,
+    entries: u64,
+    /// Of those, how many are acknowledged.
+    acknowledged: u64,
+    connections: u64,
+    bytes: u64,
+    /// The segment with which it was merged in vain.
+    barren_with: Option<u64>,
+}
+
+impl Spool {
+    /// Opens a folder, which is created if it does not exist, for at most `limit` bytes; `resolve` is how the batches are
+    /// named that will be appended.
+    ///
+    /// # Errors
+    /// If the folder cannot be used, or is in use.
+    pub fn open(directory: &Path, limit: u64, resolve: Resolve) -> Result<Self, SpoolError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(failed("create", directory))?;
+        let lock = lock(directory)?;
+        let mut names = Vec::new();
+        for entry in fs::read_dir(directory).map_err(failed("read", directory))? {
+            let entry = entry.map_err(failed("read", directory))?;
+            if let Some(name) = entry.file_name().to_str().and_then(Name::parse) {
+                names.push(name);
+            }
+        }
+        // By their first; of those with the same first, who stands for more comes first.
+        names.sort_by_key(|name| (name.first, std::cmp::Reverse(name.last)));
+        let mut spool = Self {
+            directory: directory.to_owned(),
+            limit: limit.max(MIN_SPOOL_BYTES),
+            segment_limit: (limit.max(MIN_SPOOL_BYTES) / 16).min(MAX_SEGMENT_BYTES),
+            resolve,
+            segments: VecDeque::new(),
+            tail: None,
+            next_id: 0,
+            instance: new_instance(),
+            last_sequence: 0,
+            turn: String::new(),
+            cursor: None,
+            bytes: 0,
+            losses: Losses::new(),
+            _lock: lock,
+        };
+        for name in names {
+            let known = spool.segments.back();
+            if known.is_some_and(|known| name.last <= known.name.last) {
+                spool.remove_file(&name)?;
+            } else {
+                spool.next_id = name.last + 1;
+                spool.load(name)?;
+            }
+        }
+        Ok(spool)
+    }
+
+    /// Takes a segment over from an earlier process. What is torn is cut off.
+    fn load(&mut self, name: Name) -> Result<(), SpoolError> {
+        let path = self.path(&name);
+        let bytes = segment::read(&path).map_err(failed("read", &path))?;
+        let Some(parsed) = parse(&bytes) else {
+            tracing::error!(path = %path.display(), "no segment of a spool: removed");
+            self.lose(SPOOL_CUT, 1);
+            return self.remove_file(&name);
+        };
+        if parsed.good_bytes < bytes.len() as u64 {
+            tracing::error!(
+                path = %path.display(),
+                at = parsed.good_bytes,
+                bytes = bytes.len(),
+                "the end of a segment is torn: cut off"
+            );
+            self.lose(SPOOL_CUT, 1);
+            OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .and_then(|file| file.set_len(parsed.good_bytes))
+                .map_err(failed("cut", &path))?;
+        }
+        if parsed.entries.is_empty() {
+            return self.remove_file(&name);
+        }
+        self.bytes += parsed.good_bytes;
+        self.segments.push_back(Segment {
+            name,
+            resolve: parsed.resolve,
+            entries: parsed.entries.len() as u64,
+            acknowledged: 0,
+            connections: parsed.entries.iter().map(|entry| entry.connections).sum(),
+            bytes: parsed.good_bytes,
+            barren_with: None,
+        });
+        Ok(())
+    }
+
+    /// Appends a batch whose message has no number yet. If there is no room, the oldest make some; what that costs is
+    /// told by [`Spool::take_losses`].
+    ///
+    /// # Errors
+    /// If it cannot be written: the batch is not in the spool.
+    pub(super) fn append(&mut self, entry: &Entry) -> Result<(), SpoolError> {
+        let full = |segment: &Segment| {
+            segment.bytes + entry.len() > self.segment_limit && segment.entries > 0
+        };
+        if self.tail.is_some() && self.segments.back().is_some_and(full) {
+            self.close_tail()?;
+        }
+        self.make_room(entry.len())?;
+        if self.tail.is_none() {
+            self.begin_segment()?;
+        }
+        let directory = &self.directory;
+        let (Some(file), Some(segment)) = (&self.tail, self.segments.back_mut()) else {
+            return Ok(());
+        };
+        if let Err(source) = segment::append(file, segment.bytes, entry) {
+            let path = directory.join(segment.name.to_string());
+            return Err(failed("append to", &path)(source));
+        }
+        segment.bytes += entry.len();
+        segment.entries += 1;
+        segment.connections = segment.connections.saturating_add(entry.connections);
+        self.bytes += entry.len();
+        if segment.name.numbers.is_some() {
+            self.last_sequence += 1;
+        }
+        Ok(())
+    }
+
+    fn begin_segment(&mut self) -> Result<(), SpoolError> {
+        let name = Name {
+            first: self.next_id,
+            last: self.next_id,
+            numbers: None,
+        };
+        let path = self.path(&name);
+        self.tail = Some(segment::create(&path, self.resolve).map_err(failed("create", &path))?);
+        self.next_id += 1;
+        self.bytes += segment::HEADER_BYTES;
+        self.segments.push_back(Segment {
+            name,
+            resolve: self.resolve,
+            entries: 0,
+            acknowledged: 0,
+            connections: 0,
+            bytes: segment::HEADER_BYTES,
+            barren_with: None,
+        });
+        Ok(())
+    }
+
+    fn close_tail(&mut self) -> Result<(), SpoolError> {
+        let Some(file) = self.tail.take() else {
+            return Ok(());
+        };
+        let last = self.segments.len() - 1;
+        let needed = |segment: &Segment| segment.acknowledged < segment.entries;
+        if self.segments.back().is_some_and(needed) {
+            return file.sync_data().map_err(failed("sync", &self.directory));
+        }
+        // It was only kept to be appended to.
+        self.remove(last)
+    }
+
+    /// Forgets the batches up to this number of the instance whose turn it is.
+    ///
+    /// # Errors
+    /// If a file cannot be removed.
+    pub(super) fn acknowledge(&mut self, sequence: u64) -> Result<(), SpoolError> {
+        let mut position = 0;
+        while let Some(segment) = self.segments.get_mut(position) {
+            let Some(numbers) = &segment.name.numbers else {
+                break;
+            };
+            if numbers.instance != self.turn || sequence < numbers.base {
+                break;
+            }
+            let upto = (sequence - numbers.base)
+                .saturating_add(1)
+                .min(segment.entries);
+            segment.acknowledged = segment.acknowledged.max(upto);
+            let before = self.segments.len();
+            self.remove_if_acknowledged(position)?;
+            if self.segments.len() == before {
+                position += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a segment of which nothing is needed any more. The one that is appended to stays until it is full.
+    fn remove_if_acknowledged(&mut self, position: usize) -> Result<(), SpoolError> {
+        let open = self.tail.is_some() && position + 1 == self.segments.len();
+        let Some(segment) = self.segments.get(position) else {
+            return Ok(());
+        };
+        if open || segment.acknowledged < segment.entries {
+            return Ok(());
+        }
+        self.remove(position)
+    }
+
+    fn remove(&mut self, position: usize) -> Result<(), SpoolError> {
+        let Some(segment) = self.segments.remove(position) else {
+            return Ok(());
+        };
+        self.bytes -= segment.bytes;
+        let first = segment.name.first;
+        if self
+            .cursor
+            .as_ref()
+            .is_some_and(|cursor| cursor.segment == first)
+        {
+            self.cursor = None;
+        }
+        self.remove_file(&segment.name)
+    }
+
+    /// The number of the first batch of the instance whose turn it is that is not acknowledged, or that will be the next.
+    pub(super) fn first_unacknowledged(&self) -> u64 {
+        let front = self.segments.front();
+        match front.and_then(|front| Some((front, front.name.numbers.as_ref()?))) {
+            Some((front, numbers)) => numbers.base + front.acknowledged,
+            None => self.last_sequence + 1,
+        }
+    }
+
+    /// What was lost since this was last asked.
+    pub(super) fn take_losses(&mut self) -> Losses {
+        std::mem::take(&mut self.losses)
+    }
+
+    /// How many bytes the files have.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many batches wait for their acknowledgement.
+    #[must_use]
+    pub fn batches(&self) -> u64 {
+        let left = |segment: &Segment| segment.entries - segment.acknowledged;
+        self.segments.iter().map(left).sum()
+    }
+
+    /// Writes what the kernel may still hold back.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub(super) fn sync(&mut self) -> Result<(), SpoolError> {
+        self.close_tail()
+    }
+
+    fn lose(&mut self, reason: &str, count: u64) {
+        let sum = self.losses.entry(reason.to_owned()).or_default();
+        *sum = sum.saturating_add(count);
+    }
+
+    fn path(&self, name: &Name) -> PathBuf {
+        self.directory.join(name.to_string())
+    }
+
+    fn remove_file(&self, name: &Name) -> Result<(), SpoolError> {
+        let path = self.path(name);
+        fs::remove_file(&path).map_err(failed("remove", &path))
+    }
+
+    fn sync_directory(&self) -> Result<(), SpoolError> {
+        File::open(&self.directory)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed("sync", &self.directory))
+    }
+}
+
+fn lock(directory: &Path) -> Result<File, SpoolError> {
+    let path = directory.join("lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(SpoolError::InUse {
+            path: directory.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
+    }
+}
+
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> SpoolError + 'a {
+    move |source| SpoolError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests;

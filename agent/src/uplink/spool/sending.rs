@@ -1,0 +1,227 @@
+//! Numbers for batches, in the order in which they are sent.
+
+use std::fs::{self, File};
+
+use flow::wire::Resolve;
+
+use super::{
+    Entry, SPOOL_CUT, Segment, Spool, SpoolError, failed,
+    name::{Name, Numbers},
+    segment,
+};
+use crate::uplink::new_instance;
+
+/// A batch that is to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::uplink) struct Numbered {
+    pub(in crate::uplink) sequence: u64,
+    pub(in crate::uplink) entry: Entry,
+}
+
+/// Up to where batches were taken for sending.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    pub(super) segment: u64,
+    file: File,
+    entry: u64,
+    offset: u64,
+}
+
+impl Spool {
+    /// The instance whose turn it is now that a connection is made, and who named its flows: to be said in the hello.
+    ///
+    /// # Errors
+    /// If batches cannot be given numbers.
+    pub(in crate::uplink) fn identity(&mut self) -> Result<(String, Resolve), SpoolError> {
+        let mut resolve = self.resolve;
+        self.turn.clone_from(&self.instance);
+        if !self.segments.is_empty() {
+            self.give_numbers(0)?;
+            let front = &self.segments[0];
+            resolve = front.resolve;
+            self.turn = instance_of(front).to_owned();
+        }
+        Ok((self.turn.clone(), resolve))
+    }
+
+    /// The next batch of the instance whose turn it is; `None` if there is none at the moment.
+    ///
+    /// # Errors
+    /// If it cannot be read, or given a number.
+    pub(in crate::uplink) fn next(&mut self) -> Result<Option<Numbered>, SpoolError> {
+        loop {
+            let Some(position) = self.place_cursor()? else {
+                return Ok(None);
+            };
+            let (Some(cursor), Some(segment)) = (&mut self.cursor, self.segments.get(position))
+            else {
+                return Ok(None);
+            };
+            if instance_of(segment) != self.turn {
+                return Ok(None);
+            }
+            if cursor.entry < segment.entries {
+                let path = self.directory.join(segment.name.to_string());
+                let entry = segment::read_entry(&cursor.file, cursor.offset)
+                    .map_err(failed("read", &path))?;
+                let Some(entry) = entry else {
+                    let at = cursor.entry;
+                    self.cut(position, at)?;
+                    continue;
+                };
+                let base = segment
+                    .name
+                    .numbers
+                    .as_ref()
+                    .map_or(1, |numbers| numbers.base);
+                let sequence = base + cursor.entry;
+                cursor.entry += 1;
+                cursor.offset += entry.len();
+                return Ok(Some(Numbered { sequence, entry }));
+            }
+            // On to the next segment, if it is the same instance's.
+            let Some(next) = self.segments.get(position + 1) else {
+                return Ok(None);
+            };
+            let same = match &next.name.numbers {
+                Some(numbers) => numbers.instance == instance_of(segment),
+                None => {
+                    next.resolve == self.resolve
+                        && next.entries > 0
+                        && instance_of(segment) == self.instance
+                }
+            };
+            if !same {
+                return Ok(None);
+            }
+            self.give_numbers(position + 1)?;
+            self.cursor = Some(self.cursor_at(position + 1)?);
+        }
+    }
+
+    /// Where in the list the cursor's segment is; the cursor is put on the first batch that is not acknowledged if it is
+    /// nowhere.
+    fn place_cursor(&mut self) -> Result<Option<usize>, SpoolError> {
+        if self.segments.is_empty() {
+            return Ok(None);
+        }
+        let Some(cursor) = &self.cursor else {
+            self.give_numbers(0)?;
+            self.cursor = Some(self.cursor_at(0)?);
+            return Ok(Some(0));
+        };
+        let wanted = cursor.segment;
+        Ok(self
+            .segments
+            .iter()
+            .position(|segment| segment.name.first == wanted))
+    }
+
+    fn cursor_at(&self, position: usize) -> Result<Cursor, SpoolError> {
+        let segment = &self.segments[position];
+        let path = self.path(&segment.name);
+        let file = File::open(&path).map_err(failed("open", &path))?;
+        let mut offset = segment::HEADER_BYTES;
+        for _ in 0..segment.acknowledged {
+            let entry = segment::read_entry(&file, offset).map_err(failed("read", &path))?;
+            offset += entry.map_or(0, |entry| entry.len());
+        }
+        Ok(Cursor {
+            segment: segment.name.first,
+            file,
+            entry: segment.acknowledged,
+            offset,
+        })
+    }
+
+    /// What follows an entry that has become unreadable is lost. None of it was sent: the cursor is as far as sending is.
+    fn cut(&mut self, position: usize, entries: u64) -> Result<(), SpoolError> {
+        let segment = &mut self.segments[position];
+        tracing::error!(segment = %segment.name, entry = entries, "a segment of the spool has become unreadable: the rest of it is lost");
+        if let Some(numbers) = &segment.name.numbers
+            && numbers.instance == self.instance
+        {
+            self.last_sequence = numbers.base + entries - 1;
+        }
+        segment.entries = entries;
+        if position + 1 == self.segments.len() {
+            self.tail = None;
+        }
+        self.lose(SPOOL_CUT, 1);
+        self.remove_if_acknowledged(position)
+    }
+
+    /// Gives numbers to the batches of a segment, if they have none yet: from here on it stays as it is.
+    fn give_numbers(&mut self, position: usize) -> Result<(), SpoolError> {
+        let segment = &self.segments[position];
+        if segment.name.numbers.is_some() {
+            return Ok(());
+        }
+        let own = segment.resolve == self.resolve;
+        let numbers = if own {
+            Numbers {
+                instance: self.instance.clone(),
+                base: self.last_sequence + 1,
+            }
+        } else {
+            // One hello cannot say both.
+            Numbers {
+                instance: new_instance(),
+                base: 1,
+            }
+        };
+        let entries = segment.entries;
+        self.rename(position, numbers)?;
+        self.sync_directory()?;
+        if own {
+            self.last_sequence += entries;
+        }
+        Ok(())
+    }
+
+    /// For a ledger that has forgotten what it had acknowledged: what the instance whose turn it is has left goes on under
+    /// another name.
+    ///
+    /// # Errors
+    /// If a file cannot be renamed.
+    pub(in crate::uplink) fn start_anew(&mut self) -> Result<(), SpoolError> {
+        let (old, _) = self.identity()?;
+        let new = new_instance();
+        for position in 0..self.segments.len() {
+            let segment = &self.segments[position];
+            if let Some(numbers) = &segment.name.numbers
+                && numbers.instance == old
+            {
+                let numbers = Numbers {
+                    instance: new.clone(),
+                    base: numbers.base,
+                };
+                self.rename(position, numbers)?;
+            }
+        }
+        if self.instance == old {
+            self.instance = new;
+        }
+        self.sync_directory()
+    }
+
+    fn rename(&mut self, position: usize, numbers: Numbers) -> Result<(), SpoolError> {
+        let segment = &self.segments[position];
+        let name = Name {
+            numbers: Some(numbers),
+            ..segment.name
+        };
+        let (from, to) = (self.path(&segment.name), self.path(&name));
+        fs::rename(&from, &to).map_err(failed("rename", &from))?;
+        self.segments[position].name = name;
+        Ok(())
+    }
+}
+
+pub(super) fn instance_of(segment: &Segment) -> &str {
+    segment
+        .name
+        .numbers
+        .as_ref()
+        .map_or("", |numbers| numbers.instance.as_str())
+}

@@ -1,0 +1,408 @@
+use std::collections::BTreeMap;
+
+use flow::{
+    record::FlowRecord,
+    time::Timestamp,
+    wire::{self, AgentMessage, Batch, Encoding, Window},
+};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+use super::{sending::Numbered, *};
+use crate::uplink::outbox::encode_unnumbered;
+
+/// Connections by server port.
+type Counts = BTreeMap<u16, u64>;
+
+fn record(port: u16, count: u64) -> FlowRecord {
+    let mut record: FlowRecord = serde_json::from_str(
+        r#"{"timestamp": 1.5, "hostname": "node-1", "src": {"pod": {}, "service": {}}, "dst": {"pod": {}, "service": {}},
+            "tuple": {"src_addr": "10.0.0.1", "src_port": 0, "dst_addr": "10.0.0.2", "dst_port": 1}}"#,
+    )
+    .unwrap();
+    record.tuple.dst_port = port;
+    record.count = count;
+    record
+}
+
+fn entry_with(flows: Vec<FlowRecord>, losses: Losses) -> Entry {
+    let connections = flows.iter().map(|flow| flow.count).sum();
+    let window = Window {
+        from: Timestamp::from_nanos(1_000_000_000),
+        to: Timestamp::from_nanos(2_000_000_000),
+    };
+    let batch = AgentMessage::Batch(Batch {
+        sequence: 0,
+        window,
+        flows,
+        losses,
+    });
+    Entry {
+        connections,
+        message: encode_unnumbered(&batch).unwrap(),
+    }
+}
+
+fn entry(port: u16, count: u64) -> Entry {
+    entry_with(vec![record(port, count)], Losses::new())
+}
+
+fn batch(entry: &Entry) -> Batch {
+    match wire::decode(&entry.message, Encoding::MessagePack).unwrap() {
+        AgentMessage::Batch(batch) => batch,
+        AgentMessage::Hello(hello) => panic!("{hello:?}"),
+    }
+}
+
+fn open(folder: &Path) -> Spool {
+    Spool::open(folder, MIN_SPOOL_BYTES, Resolve::Both).unwrap()
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "lock")
+        .collect();
+    names.sort();
+    names
+}
+
+/// What a generator keeps, with its rules.
+#[derive(Default)]
+struct Ledger {
+    counts: Counts,
+    losses: Losses,
+    last: BTreeMap<String, u64>,
+}
+
+impl Ledger {
+    fn last(&self, instance: &str) -> u64 {
+        self.last.get(instance).copied().unwrap_or(0)
+    }
+
+    fn store(&mut self, instance: &str, numbered: &Numbered) {
+        let last = self.last(instance);
+        if numbered.sequence <= last {
+            return;
+        }
+        assert!(
+            last == 0 || numbered.sequence == last + 1,
+            "{} after {last}",
+            numbered.sequence
+        );
+        self.last.insert(instance.to_owned(), numbered.sequence);
+        let batch = batch(&numbered.entry);
+        for flow in batch.flows {
+            *self.counts.entry(flow.tuple.dst_port).or_default() += flow.count;
+        }
+        for (reason, count) in batch.losses {
+            *self.losses.entry(reason).or_default() += count;
+        }
+    }
+
+    /// Takes everything, over as many connections as it needs.
+    fn drain(&mut self, spool: &mut Spool) {
+        while spool.batches() > 0 {
+            let (instance, _) = spool.identity().unwrap();
+            spool.acknowledge(self.last(&instance)).unwrap();
+            while let Some(next) = spool.next().unwrap() {
+                self.store(&instance, &next);
+                spool.acknowledge(next.sequence).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn every_batch_arrives_once_over_crashes_of_either_side() {
+    let mut random = StdRng::seed_from_u64(7);
+    for round in 0..60 {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut ledger, mut truth) = (Ledger::default(), Counts::new());
+        let mut spool = open(folder.path());
+        for _ in 0..random.random_range(1..200) {
+            match random.random_range(0..10) {
+                0..6 => {
+                    let (port, count) = (random.random_range(1..50), random.random_range(1..9));
+                    spool.append(&entry(port, count)).unwrap();
+                    *truth.entry(port).or_default() += count;
+                }
+                // A connection, on which some is sent, less of it stored, and less of that acknowledged.
+                6..9 => {
+                    let (instance, _) = spool.identity().unwrap();
+                    let known = ledger.last(&instance);
+                    assert!(known + 1 >= spool.first_unacknowledged());
+                    spool.acknowledge(known).unwrap();
+                    let mut acknowledged = 0;
+                    for _ in 0..random.random_range(0..8) {
+                        let Some(next) = spool.next().unwrap() else {
+                            break;
+                        };
+                        ledger.store(&instance, &next);
+                        if random.random() {
+                            acknowledged = ledger.last(&instance);
+                        }
+                    }
+                    // The uplink has what is under way in memory; here it is read again.
+                    spool.acknowledge(acknowledged).unwrap();
+                    spool.cursor = None;
+                }
+                _ => {
+                    drop(spool);
+                    spool = open(folder.path());
+                }
+            }
+        }
+        drop(spool);
+        let mut spool = open(folder.path());
+        ledger.drain(&mut spool);
+        assert_eq!(ledger.counts, truth, "round {round}");
+        assert_eq!(ledger.losses, Losses::new());
+    }
+}
+
+#[test]
+fn a_torn_end_is_cut_and_what_is_before_it_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    for port in 1..=3 {
+        spool.append(&entry(port, u64::from(port))).unwrap();
+    }
+    drop(spool);
+    let [name] = &files(folder.path())[..] else {
+        panic!("one segment is expected");
+    };
+    let path = folder.path().join(name);
+    let whole = fs::read(&path).unwrap();
+    let ends: Vec<u64> = (1..=3)
+        .scan(segment::HEADER_BYTES, |end, port| {
+            *end += entry(port, u64::from(port)).len();
+            Some(*end)
+        })
+        .collect();
+    assert_eq!(ends[2], whole.len() as u64);
+    for length in 0..=whole.len() {
+        fs::write(&path, &whole[..length]).unwrap();
+        let mut spool = open(folder.path());
+        let left = ends.iter().filter(|end| **end <= length as u64).count();
+        assert_eq!(spool.batches(), left as u64, "cut at {length}");
+        let at_an_end =
+            left > 0 && ends.contains(&(length as u64)) || length as u64 == segment::HEADER_BYTES;
+        let lost = spool.take_losses().get(SPOOL_CUT).copied();
+        assert_eq!(lost, (!at_an_end).then_some(1), "cut at {length}");
+        // What comes after it is whole.
+        spool.append(&entry(9, 9)).unwrap();
+        drop(spool);
+        let mut ledger = Ledger::default();
+        ledger.drain(&mut open(folder.path()));
+        let mut truth: Counts = (1..=left as u16)
+            .map(|port| (port, u64::from(port)))
+            .collect();
+        truth.insert(9, 9);
+        assert_eq!(ledger.counts, truth, "cut at {length}");
+        for name in files(folder.path()) {
+            fs::remove_file(folder.path().join(name)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn no_bytes_are_taken_for_a_batch_that_was_not_written() {
+    let entries: Vec<Entry> = (1..=5).map(|port| entry(port, 1)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("segment");
+    let file = segment::create(&path, Resolve::Both).unwrap();
+    let mut end = segment::HEADER_BYTES;
+    for entry in &entries {
+        segment::append(&file, end, entry).unwrap();
+        end += entry.len();
+    }
+    let good = fs::read(&path).unwrap();
+    let mut random = StdRng::seed_from_u64(1);
+    for _ in 0..5_000 {
+        let mut bytes = good.clone();
+        for _ in 0..random.random_range(1..4) {
+            let at = random.random_range(0..bytes.len());
+            bytes[at] ^= 1 << random.random_range(0..8);
+        }
+        if let Some(parsed) = parse(&bytes) {
+            assert!(entries.starts_with(&parsed.entries));
+            assert!(parsed.good_bytes <= bytes.len() as u64);
+        }
+    }
+}
+
+#[test]
+fn a_full_spool_adds_up_what_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    let mut truth = Counts::new();
+    // Twenty times what fits, over a hundred edges.
+    let mut appended = 0;
+    while appended < 20 * MIN_SPOOL_BYTES {
+        for port in 1..=100 {
+            let entry = entry(port, 3);
+            appended += entry.len();
+            spool.append(&entry).unwrap();
+            *truth.entry(port).or_default() += 3;
+            assert!(spool.bytes() <= MIN_SPOOL_BYTES);
+        }
+    }
+    assert_eq!(spool.take_losses(), Losses::new());
+    let on_disk: u64 = files(folder.path())
+        .iter()
+        .map(|name| fs::metadata(folder.path().join(name)).unwrap().len())
+        .sum();
+    assert_eq!(on_disk, spool.bytes());
+    drop(spool);
+    let mut ledger = Ledger::default();
+    ledger.drain(&mut open(folder.path()));
+    assert_eq!(ledger.counts, truth);
+}
+
+#[test]
+fn what_a_full_spool_cannot_add_up_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    let told = Losses::from([("ring_full".to_owned(), 2)]);
+    let mut batches = 0;
+    let mut lost = Losses::new();
+    for port in 1..=6_000 {
+        let entry = entry_with(vec![record(port, 5)], told.clone());
+        spool.append(&entry).unwrap();
+        batches += 1;
+        for (reason, count) in spool.take_losses() {
+            *lost.entry(reason).or_default() += count;
+        }
+        assert!(spool.bytes() <= MIN_SPOOL_BYTES);
+    }
+    assert!(lost[SPOOL_FULL] > 0, "{lost:?}");
+    let mut ledger = Ledger::default();
+    ledger.drain(&mut spool);
+    assert_eq!(
+        ledger.counts.values().sum::<u64>() + lost[SPOOL_FULL],
+        batches * 5
+    );
+    assert_eq!(ledger.losses["ring_full"] + lost["ring_full"], batches * 2);
+    // The newest are there.
+    assert_eq!(ledger.counts.last_key_value(), Some((&6_000, &5)));
+}
+
+#[test]
+fn what_may_have_been_sent_is_not_merged() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    let mut ledger = Ledger::default();
+    let mut truth = Counts::new();
+    for port in 1..=100 {
+        spool.append(&entry(port, 1)).unwrap();
+        *truth.entry(port).or_default() += 1;
+    }
+    // Stored, and not acknowledged.
+    let (instance, _) = spool.identity().unwrap();
+    for _ in 0..50 {
+        let next = spool.next().unwrap().unwrap();
+        ledger.store(&instance, &next);
+    }
+    for _ in 0..30 {
+        for port in 1..=100 {
+            spool.append(&entry(port, 1)).unwrap();
+            *truth.entry(port).or_default() += 1;
+        }
+    }
+    assert_eq!(spool.take_losses(), Losses::new());
+    drop(spool);
+    ledger.drain(&mut open(folder.path()));
+    assert_eq!(ledger.counts, truth);
+}
+
+#[test]
+fn a_merge_that_was_cut_short_leaves_nothing_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    let mut truth = Counts::new();
+    while spool.segments.len() < 4 {
+        spool.append(&entry(1, 1)).unwrap();
+        *truth.entry(1).or_default() += 1;
+    }
+    let before: Vec<(String, Vec<u8>)> = files(folder.path())
+        .into_iter()
+        .map(|name| {
+            let bytes = fs::read(folder.path().join(&name)).unwrap();
+            (name, bytes)
+        })
+        .collect();
+    assert!(spool.merge_oldest().unwrap());
+    drop(spool);
+    let after = files(folder.path());
+    // The merged segment is there, and the ones that it was made of are too.
+    for (name, bytes) in before.iter().filter(|(name, _)| !after.contains(name)) {
+        fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    fs::write(folder.path().join("merge.tmp"), "half").unwrap();
+    let mut ledger = Ledger::default();
+    ledger.drain(&mut open(folder.path()));
+    assert_eq!(ledger.counts, truth);
+}
+
+#[test]
+fn a_ledger_that_forgot_gets_the_rest_under_another_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    let mut truth = Counts::new();
+    for port in 1..=20 {
+        spool.append(&entry(port, 1)).unwrap();
+    }
+    let (instance, _) = spool.identity().unwrap();
+    for _ in 0..10 {
+        let next = spool.next().unwrap().unwrap();
+        spool.acknowledge(next.sequence).unwrap();
+    }
+    spool.start_anew().unwrap();
+    assert_ne!(spool.identity().unwrap().0, instance);
+    assert_eq!(spool.first_unacknowledged(), 11);
+    spool.append(&entry(30, 1)).unwrap();
+    let mut ledger = Ledger::default();
+    ledger.drain(&mut spool);
+    truth.extend((11..=20).chain([30]).map(|port| (port, 1)));
+    assert_eq!(ledger.counts, truth);
+}
+
+#[test]
+fn batches_of_a_run_that_named_otherwise_are_said_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = |folder: &Path| Spool::open(folder, MIN_SPOOL_BYTES, Resolve::Local).unwrap();
+    let mut spool = local(folder.path());
+    spool.append(&entry(1, 1)).unwrap();
+    drop(spool);
+    let mut spool = open(folder.path());
+    spool.append(&entry(2, 1)).unwrap();
+    let (first, resolve) = spool.identity().unwrap();
+    assert_eq!(resolve, Resolve::Local);
+    assert_eq!(spool.next().unwrap().unwrap().entry, entry(1, 1));
+    assert_eq!(spool.next().unwrap(), None);
+    spool.acknowledge(1).unwrap();
+    let (second, resolve) = spool.identity().unwrap();
+    assert_eq!(resolve, Resolve::Both);
+    assert_ne!(first, second);
+    assert_eq!(spool.next().unwrap().unwrap().entry, entry(2, 1));
+}
+
+#[test]
+fn a_spool_has_one_owner_and_is_nobody_else_s_to_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("spool");
+    let mut spool = open(&folder);
+    spool.append(&entry(1, 1)).unwrap();
+    let second = Spool::open(&folder, MIN_SPOOL_BYTES, Resolve::Both);
+    assert!(matches!(second, Err(SpoolError::InUse { .. })));
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&folder), 0o700);
+    for name in files(&folder) {
+        assert_eq!(mode(&folder.join(name)), 0o600);
+    }
+    drop(spool);
+    assert_eq!(open(&folder).batches(), 1);
+}

@@ -1,0 +1,271 @@
+//! The HTTP part: who asks for what, and whether they may.
+//!
+//! | path | for | permission |
+//! |---|---|---|
+//! | `/agents` | agents, who switch to a WebSocket | reporting |
+//! | `/healthz`, `/readyz` | whoever watches the process | none |
+//! | `/metrics`, `/v1/status` | Prometheus, `microshield status` | reading |
+
+use std::{convert::Infallible, sync::OnceLock, time::Duration};
+
+use flow::{
+    transport::Secret,
+    wire::{AGENTS_PATH, MAX_MESSAGE_BYTES, SUBPROTOCOL},
+};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{
+        AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, SEC_WEBSOCKET_PROTOCOL,
+        WWW_AUTHENTICATE,
+    },
+    server::conn::http1,
+    service::service_fn,
+    upgrade::{OnUpgrade, Upgraded},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{mpsc, oneshot},
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        handshake::server::create_response_with_body,
+        protocol::{Role, WebSocketConfig},
+    },
+};
+use tracing::debug;
+
+use super::Sender;
+use crate::{
+    auth::{Admission, Denied, Gate},
+    metrics::{self, Meter},
+    status::{STATUS_PATH, Status},
+};
+
+/// How long a peer may take for its HTTP requests, all together.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The largest head of an HTTP request, in bytes: a service-account token has its place in it.
+const MAX_HEAD: usize = 16 << 10;
+
+/// The buffer that every connection has for reading, and how much is written at once, in bytes. Batches are seldom and
+/// connections are many, so it is small; a longer message gets its own space while it arrives.
+const BUFFER: usize = 8 << 10;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// A WebSocket over a connection that came in by HTTP.
+pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Asks the keeper how things are.
+pub type StatusRequest = oneshot::Sender<Status>;
+
+/// What requests are answered with.
+#[derive(Debug)]
+pub struct Desk {
+    /// Who is let in.
+    pub gate: Gate,
+    /// What is counted.
+    pub meter: Meter,
+    /// Who knows how things are.
+    pub status: mpsc::Sender<StatusRequest>,
+    /// The way to the keeper of the ledger.
+    pub queue: Sender,
+}
+
+/// Answers the peer's HTTP requests. Returns the WebSocket if the peer asked for that, and may; else it has been told what
+/// is to be told, and the connection is closed.
+pub(super) async fn serve<S>(stream: S, desk: &Desk) -> Option<(Socket, Admission)>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let accepted = OnceLock::new();
+    let service = service_fn(|request| {
+        let accepted = &accepted;
+        async move { Ok::<_, Infallible>(answer(request, accepted, desk).await) }
+    });
+    let exchange = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    match tokio::time::timeout(DEADLINE, exchange).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "HTTP request failed"),
+        Err(_) => debug!("no HTTP request in time"),
+    }
+    let (upgrade, admission): (OnUpgrade, Admission) = accepted.into_inner()?;
+    let upgraded = upgrade.await.ok()?;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(BUFFER)
+        .write_buffer_size(BUFFER)
+        .max_message_size(Some(MAX_MESSAGE_BYTES))
+        .max_frame_size(Some(MAX_MESSAGE_BYTES));
+    let socket =
+        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config));
+    Some((socket.await, admission))
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    accepted: &OnceLock<(OnUpgrade, Admission)>,
+    desk: &Desk,
+) -> Response<String> {
+    match (request.uri().path(), request.method()) {
+        (AGENTS_PATH, _) => agents(request, accepted, desk).await,
+        ("/healthz", &Method::GET) => respond(StatusCode::OK, TEXT, "ok\n".to_owned()),
+        ("/readyz", &Method::GET) => match status(desk).await {
+            Some(status) if status.topology.is_none_or(|topology| topology.ready) => {
+                respond(StatusCode::OK, TEXT, "ready\n".to_owned())
+            }
+            Some(_) => refuse(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The cluster's objects are not known yet.".to_owned(),
+            ),
+            None => stopping(),
+        },
+        ("/metrics", &Method::GET) => match read(&request, desk).await {
+            Ok(status) => match metrics::text(&desk.meter, &status) {
+                Ok(text) => respond(StatusCode::OK, METRICS, text),
+                Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            },
+            Err(response) => *response,
+        },
+        (STATUS_PATH, &Method::GET) => match read(&request, desk).await {
+            Ok(status) => match serde_json::to_string(&status) {
+                Ok(text) => respond(StatusCode::OK, JSON, text),
+                Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            },
+            Err(response) => *response,
+        },
+        _ => refuse(
+            StatusCode::NOT_FOUND,
+            format!("There is nothing at this path. Agents connect to {AGENTS_PATH}."),
+        ),
+    }
+}
+
+/// The response to an agent; `accepted` is filled if it is the switch to a WebSocket.
+async fn agents(
+    mut request: Request<Incoming>,
+    accepted: &OnceLock<(OnUpgrade, Admission)>,
+    desk: &Desk,
+) -> Response<String> {
+    let mut response = match create_response_with_body(&request, String::new) {
+        Ok(response) => response,
+        Err(error) => {
+            return refuse(
+                StatusCode::BAD_REQUEST,
+                format!("This is the WebSocket endpoint for agents: {error}."),
+            );
+        }
+    };
+    if !offers_subprotocol(&request) {
+        return refuse(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "This generator speaks the WebSocket subprotocol {SUBPROTOCOL}, which the request does not offer in \
+                 Sec-WebSocket-Protocol."
+            ),
+        );
+    }
+    let admission = match desk.gate.agent(bearer(&request).as_ref()).await {
+        Ok(admission) => admission,
+        Err(denied) => return deny(denied, desk),
+    };
+    response.headers_mut().insert(
+        SEC_WEBSOCKET_PROTOCOL,
+        HeaderValue::from_static(SUBPROTOCOL),
+    );
+    let upgrade = hyper::upgrade::on(&mut request);
+    if accepted.set((upgrade, admission)).is_err() {
+        return refuse(
+            StatusCode::BAD_REQUEST,
+            "This connection has asked for a WebSocket before.".to_owned(),
+        );
+    }
+    response
+}
+
+/// The status, for who may read it.
+async fn read(request: &Request<Incoming>, desk: &Desk) -> Result<Status, Box<Response<String>>> {
+    desk.gate
+        .reader(bearer(request).as_ref())
+        .map_err(|denied| Box::new(deny(denied, desk)))?;
+    status(desk).await.ok_or_else(|| Box::new(stopping()))
+}
+
+/// `None` if there is nobody left to ask.
+async fn status(desk: &Desk) -> Option<Status> {
+    let (wanted, status) = oneshot::channel();
+    desk.status.send(wanted).await.ok()?;
+    let mut status = status.await.ok()?;
+    status.queue = desk.queue.load();
+    Some(status)
+}
+
+fn stopping() -> Response<String> {
+    refuse(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "The generator is stopping.".to_owned(),
+    )
+}
+
+/// The token that is shown (RFC 6750, section 2.1).
+fn bearer(request: &Request<Incoming>) -> Option<Secret> {
+    let value = request.headers().get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| Secret::new(token.trim().to_owned()))
+}
+
+/// The header may be repeated, and each time list several, separated by commas (RFC 6455, section 11.3.4).
+fn offers_subprotocol(request: &Request<Incoming>) -> bool {
+    request
+        .headers()
+        .get_all(SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|offers| offers.to_str().ok())
+        .flat_map(|offers| offers.split(','))
+        .any(|offer| offer.trim() == SUBPROTOCOL)
+}
+
+fn deny(denied: Denied, desk: &Desk) -> Response<String> {
+    desk.meter.denied.inc();
+    let status = match denied {
+        Denied::NoToken | Denied::WrongToken => StatusCode::UNAUTHORIZED,
+        Denied::NoReading => StatusCode::FORBIDDEN,
+        Denied::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let mut response = refuse(status, denied.to_string());
+    if status == StatusCode::UNAUTHORIZED {
+        response
+            .headers_mut()
+            .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+fn refuse(status: StatusCode, mut reason: String) -> Response<String> {
+    debug!(%status, reason, "HTTP request refused");
+    reason.push('\n');
+    let mut response = respond(status, TEXT, reason);
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<String> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
