@@ -284,13 +284,44 @@ fn phase(status: &core::PodStatus) -> Phase {
         Some("Pending") => Phase::Pending,
         Some("Succeeded" | "Failed") => {
             let containers = status.container_statuses.iter().flatten();
-            let ends = containers
-                .filter_map(|container| container.state.as_ref()?.terminated.as_ref())
-                .filter_map(|terminated| terminated.finished_at.as_ref().and_then(timestamp));
-            Phase::Finished { at: ends.max() }
+            let states = containers.filter_map(|container| container.state.as_ref());
+            Phase::Finished {
+                at: states.filter_map(finished).max(),
+            }
         }
         _ => Phase::Running,
     }
+}
+
+/// When the last process of a deleted pod ended, if its last status tells it of all containers.
+///
+/// `metadata.deletionTimestamp` does not: while the pod ends that is when it has to be gone at the latest, and in the event
+/// that tells of its end it is when the deletion was asked for, because kubelet's own request without grace period sets
+/// it back (`BeforeDelete` in `k8s.io/apiserver/pkg/registry/rest/delete.go`). Until then the pod may have spoken for as
+/// long as its grace period.
+pub(crate) fn end_of_pod(status: &core::PodStatus) -> Option<Timestamp> {
+    let lists = [
+        &status.container_statuses,
+        &status.init_container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
+    let mut end = None;
+    for container in lists.into_iter().flatten().flatten() {
+        let state = container.state.as_ref()?;
+        if state.terminated.is_some() {
+            end = end.max(Some(finished(state)?));
+        } else if state.running.is_some() {
+            return None;
+        } else if let Some(last) = &container.last_state {
+            end = end.max(finished(last));
+        }
+    }
+    end
+}
+
+/// When a container ended, in whole seconds, rounded down.
+fn finished(state: &core::ContainerState) -> Option<Timestamp> {
+    timestamp(state.terminated.as_ref()?.finished_at.as_ref()?)
 }
 
 /// The ports of the containers and of the sidecars (init containers that go on running) that have a name or a port of

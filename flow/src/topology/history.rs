@@ -18,11 +18,34 @@ pub(super) struct Span<O> {
     pub(super) owner: O,
     pub(super) from: Timestamp,
     pub(super) to: Timestamp,
+    /// The earliest that the end may have been; later than `to` never. An end is often learnt later than it happened.
+    pub(super) surely_to: Timestamp,
 }
 
 impl<O> Span<O> {
     pub(super) fn is_open(&self) -> bool {
         self.to == FOREVER
+    }
+}
+
+/// When something ended, as far as that is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    pub(super) earliest: Timestamp,
+    pub(super) latest: Timestamp,
+}
+
+impl End {
+    pub(super) fn at(time: Timestamp) -> Self {
+        Self {
+            earliest: time,
+            latest: time,
+        }
+    }
+
+    /// As an object's status tells it, in whole seconds rounded down; `now` it is over.
+    pub(super) fn told(second: Timestamp, now: Timestamp) -> Self {
+        Self::at(second.saturating_add(Duration::from_secs(1)).min(now))
     }
 }
 
@@ -60,18 +83,20 @@ impl<K: Eq + Hash, O: Copy + Eq> History<K, O> {
                 owner,
                 from,
                 to: FOREVER,
+                surely_to: FOREVER,
             });
         }
     }
 
-    /// `owner` gave `key` up at `at`. Says whether it held it.
-    pub(super) fn release(&mut self, key: &K, owner: O, at: Timestamp) -> bool {
+    /// `owner` gave `key` up. Says whether it held it.
+    pub(super) fn release(&mut self, key: &K, owner: O, end: End) -> bool {
         let spans = self.spans.get_mut(key).into_iter().flatten();
         let open = spans
             .into_iter()
             .find(|span| span.is_open() && span.owner == owner);
         let Some(span) = open else { return false };
-        span.to = at.max(span.from);
+        span.to = end.latest.max(span.from);
+        span.surely_to = end.earliest.clamp(span.from, span.to);
         true
     }
 

@@ -36,7 +36,8 @@ pub const RETENTION: Duration = Duration::from_secs(600);
 /// *From* the pod's start, as [`Pod::started`](super::Pod::started) tells it: kubelet sets the address some time after
 /// that, and flows are often captured before the API tells of it. But not before another pod gave the address up; and if
 /// another pod is thought to hold it still when an event tells of the new holder, from that event on. So it is too for a
-/// pod whose address changes. Two living pods of one *list* may claim an address: each has it from its start, so the
+/// pod whose address changes. An event may be late, as when a watch was away: then all that counts is until when nothing
+/// can have changed, and from there on the new holder's own start. Two living pods of one *list* may claim an address: each has it from its start, so the
 /// younger one wins.
 ///
 /// *Until* the pod is deleted or has finished: as far as its containers' status tells the time then, else when the index

@@ -24,6 +24,8 @@ mod workload;
 
 pub use common::Common;
 pub use convert::FieldError;
+#[cfg(feature = "source")]
+pub(crate) use convert::end_of_pod;
 pub use history::GRACE;
 pub use index::{Counts, Index, RETENTION};
 pub use objects::{

@@ -137,7 +137,12 @@ pub enum Change {
     /// It was made, or is now this.
     Upsert(Object),
     /// It is gone.
-    Delete(ObjectKey),
+    Delete {
+        /// What is.
+        key: ObjectKey,
+        /// When the last process of a pod ended, if its status tells; in whole seconds, rounded down.
+        ended: Option<Timestamp>,
+    },
 }
 
 /// A namespace.

@@ -263,6 +263,7 @@ impl Index {
                 owner: (service, target),
                 from: span.from,
                 to: span.to,
+                surely_to: span.surely_to,
             })
         });
         let (service, port) = pick(leading, at)?.owner;
@@ -301,5 +302,6 @@ fn owned_by<O>(span: Span<Owner>, owner: O) -> Span<O> {
         owner,
         from: span.from,
         to: span.to,
+        surely_to: span.surely_to,
     }
 }

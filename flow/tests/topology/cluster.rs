@@ -35,9 +35,12 @@ fn upsert(pod: Pod) -> Change {
 }
 
 fn delete(uid: &str) -> Change {
-    Change::Delete(ObjectKey::Pod {
-        uid: uid.to_owned(),
-    })
+    Change::Delete {
+        key: ObjectKey::Pod {
+            uid: uid.to_owned(),
+        },
+        ended: None,
+    }
 }
 
 fn holder(index: &Index, address: &str, seconds: f64) -> String {
@@ -414,7 +417,7 @@ spec: {clusterIP: 10.96.0.1, selector: {app: a, tier: web}, ports: [{port: 80, t
     assert!(services(&index).is_empty());
     index.apply(Change::Upsert(Object::Service(service.clone())), at(2.0));
     assert_eq!(*services(&index), ["web"]);
-    index.apply(Change::Delete(key), at(3.0));
+    index.apply(Change::Delete { key, ended: None }, at(3.0));
     assert!(services(&index).is_empty());
     index.apply(Change::Upsert(Object::Service(service.clone())), at(4.0));
     assert_eq!(*services(&index), ["web"]);
@@ -432,4 +435,31 @@ spec: {clusterIP: 10.96.0.1, selector: {app: a, tier: web}, ports: [{port: 80, t
     assert_eq!(*services(&index), ["web"]);
     index.replace_services(Vec::new(), at(8.0));
     assert!(services(&index).is_empty());
+}
+
+#[test]
+fn an_end_that_is_learnt_late_takes_nothing_from_the_next_holder() {
+    // The watch is away from 120 to 150; the second pod speaks from 122 on.
+    for ended in [None, Some(at(120.0))] {
+        let mut index = Index::default();
+        index.apply(upsert(pod("first", "10.0.0.1", 100)), at(103.0));
+        let key = ObjectKey::Pod {
+            uid: "first".to_owned(),
+        };
+        let gone = Change::Delete { key, ended };
+        index.apply_late(gone, at(119.0), at(150.0));
+        let born = upsert(pod("second", "10.0.0.1", 121));
+        index.apply_late(born, at(119.0), at(150.0));
+        assert_eq!(holder(&index, "10.0.0.1", 120.5), "shop/first");
+        assert_eq!(holder(&index, "10.0.0.1", 122.0), "shop/second");
+        assert_eq!(holder(&index, "10.0.0.1", 151.0), "shop/second");
+    }
+    // So it is whichever of both is told first.
+    let mut index = Index::default();
+    index.apply(upsert(pod("first", "10.0.0.1", 100)), at(103.0));
+    let born = upsert(pod("second", "10.0.0.1", 121));
+    index.apply_late(born, at(119.0), at(150.0));
+    index.apply_late(delete("first"), at(119.0), at(150.0));
+    assert_eq!(holder(&index, "10.0.0.1", 120.5), "shop/first");
+    assert_eq!(holder(&index, "10.0.0.1", 122.0), "shop/second");
 }

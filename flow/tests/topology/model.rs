@@ -19,7 +19,8 @@ const FOREVER: Timestamp = Timestamp::from_nanos(u64::MAX);
 #[derive(Clone, Debug)]
 enum Step {
     Pod(Pod),
-    DeletePod(usize),
+    /// With when it ended, if that is told.
+    DeletePod(usize, Option<Timestamp>),
     Service(Service),
     DeleteService(usize),
     Relist {
@@ -36,6 +37,7 @@ struct Claim {
     owner: Owner,
     from: Timestamp,
     to: Timestamp,
+    surely_to: Timestamp,
     /// When the end was learnt.
     learnt: Timestamp,
 }
@@ -58,6 +60,8 @@ struct Version {
 #[derive(Default)]
 struct Model {
     now: Timestamp,
+    /// When it was last known what there was.
+    since: Timestamp,
     /// Living and ended pods by uid; the second is the time of the end.
     pods: BTreeMap<String, (Pod, Option<Timestamp>)>,
     services: BTreeMap<String, (Service, Option<Timestamp>)>,
@@ -69,10 +73,11 @@ impl Model {
     fn step(&mut self, step: Step) {
         match step {
             Step::Pod(pod) => self.pod(pod, false),
-            Step::DeletePod(i) => self.delete_pod(&pod_name(i)),
+            Step::DeletePod(i, ended) => self.delete_pod(&pod_name(i), ended),
             Step::Service(service) => self.service(service, false),
             Step::DeleteService(i) => self.delete_service(&service_name(i)),
             Step::Relist { mut pods, services } => {
+                self.since = self.now;
                 let listed: Vec<_> = services.iter().map(|s| s.identity.name.clone()).collect();
                 for service in services {
                     self.service(service, true);
@@ -89,7 +94,7 @@ impl Model {
                 }
                 for uid in self.pods.keys().cloned().collect::<Vec<_>>() {
                     if !listed.contains(&uid) {
-                        self.delete_pod(&uid);
+                        self.delete_pod(&uid, None);
                     }
                 }
             }
@@ -136,17 +141,16 @@ impl Model {
         let is_new = !self.claims.iter().any(open);
         self.claim(&owner, &wanted, pod.started, is_new, by_list);
         if let Phase::Finished { at: Some(at) } = pod.phase {
-            let end = at.saturating_add(Duration::from_secs(1));
-            self.release(&owner, &[], end.min(self.now));
+            self.release(&owner, &[], Some(at));
         }
         self.pods.insert(pod.identity.uid.clone(), (pod, None));
     }
 
-    fn delete_pod(&mut self, uid: &str) {
+    fn delete_pod(&mut self, uid: &str, told: Option<Timestamp>) {
         let now = self.now;
         if let Some((_, ended @ None)) = self.pods.get_mut(uid) {
             *ended = Some(now);
-            self.release(&Owner::Pod(uid.to_owned()), &[], now);
+            self.release(&Owner::Pod(uid.to_owned()), &[], told);
         }
     }
 
@@ -177,7 +181,7 @@ impl Model {
         let now = self.now;
         if let Some((_, ended @ None)) = self.services.get_mut(name) {
             *ended = Some(now);
-            self.release(&Owner::Service(name.to_owned()), &[], now);
+            self.release(&Owner::Service(name.to_owned()), &[], None);
         }
     }
 
@@ -191,22 +195,22 @@ impl Model {
     ) {
         let open = |claim: &&Claim| claim.owner == *owner && claim.to == FOREVER;
         let held: Vec<IpAddr> = self.claims.iter().filter(open).map(|c| c.address).collect();
-        self.release(owner, wanted, self.now);
+        self.release(owner, wanted, None);
         for address in wanted.iter().filter(|address| !held.contains(address)) {
             let mut from = match started {
-                _ if !is_new => self.now,
+                _ if !is_new => self.since,
                 Some(started) => started,
                 None if by_list => Timestamp::default(),
-                None => self.now,
+                None => self.since,
             };
             for other in &self.claims {
                 let is_same_kind =
                     matches!(other.owner, Owner::Pod(_)) == matches!(owner, Owner::Pod(_));
                 if other.address == *address && is_same_kind && other.owner != Owner::Node {
                     if other.to != FOREVER {
-                        from = from.max(other.to);
+                        from = from.max(other.surely_to);
                     } else if !by_list {
-                        from = self.now;
+                        from = from.max(self.since);
                     }
                 }
             }
@@ -215,15 +219,18 @@ impl Model {
                 owner: owner.clone(),
                 from: from.min(self.now),
                 to: FOREVER,
+                surely_to: FOREVER,
                 learnt: FOREVER,
             });
         }
     }
 
-    fn release(&mut self, owner: &Owner, except: &[IpAddr], at: Timestamp) {
+    fn release(&mut self, owner: &Owner, except: &[IpAddr], told: Option<Timestamp>) {
+        let told = told.map(|told| told.saturating_add(Duration::from_secs(1)).min(self.now));
         for claim in &mut self.claims {
             if claim.owner == *owner && claim.to == FOREVER && !except.contains(&claim.address) {
-                claim.to = at.max(claim.from);
+                claim.to = told.unwrap_or(self.now).max(claim.from);
+                claim.surely_to = told.unwrap_or(self.since).clamp(claim.from, claim.to);
                 claim.learnt = self.now;
             }
         }
@@ -445,6 +452,11 @@ fn service() -> impl Strategy<Value = Service> {
         })
 }
 
+/// How long ago something may have happened that is learnt now, in milliseconds.
+fn late() -> impl Strategy<Value = u64> {
+    prop_oneof![2 => Just(0_u64), 1 => 0..60_000_u64]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let pods = prop::collection::vec(pod(), 0..5).prop_map(|mut pods| {
         pods.sort_by(|a, b| a.identity.uid.cmp(&b.identity.uid));
@@ -458,7 +470,8 @@ fn step() -> impl Strategy<Value = Step> {
     });
     prop_oneof![
         8 => pod().prop_map(Step::Pod),
-        4 => (0..5_usize).prop_map(Step::DeletePod),
+        4 => (0..5_usize, prop::option::of(moment().prop_map(at)))
+            .prop_map(|(i, ended)| Step::DeletePod(i, ended)),
         4 => service().prop_map(Step::Service),
         2 => (0..3_usize).prop_map(Step::DeleteService),
         1 => (pods, services).prop_map(|(pods, services)| Step::Relist { pods, services }),
@@ -466,18 +479,20 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn apply(index: &mut Index, step: Step, now: Timestamp) {
+fn apply(index: &mut Index, step: Step, since: Timestamp, now: Timestamp) {
     match step {
-        Step::Pod(pod) => index.apply(Change::Upsert(Object::Pod(pod)), now),
-        Step::DeletePod(i) => {
-            let uid = pod_name(i);
-            index.apply(Change::Delete(ObjectKey::Pod { uid }), now);
+        Step::Pod(pod) => index.apply_late(Change::Upsert(Object::Pod(pod)), since, now),
+        Step::DeletePod(i, ended) => {
+            let key = ObjectKey::Pod { uid: pod_name(i) };
+            index.apply_late(Change::Delete { key, ended }, since, now);
         }
-        Step::Service(service) => index.apply(Change::Upsert(Object::Service(service)), now),
+        Step::Service(service) => {
+            index.apply_late(Change::Upsert(Object::Service(service)), since, now);
+        }
         Step::DeleteService(i) => {
             let (namespace, name) = ("shop".to_owned(), service_name(i));
             let key = ObjectKey::Service { namespace, name };
-            index.apply(Change::Delete(key), now);
+            index.apply_late(Change::Delete { key, ended: None }, since, now);
         }
         Step::Relist { pods, services } => {
             let objects = Objects {
@@ -506,18 +521,22 @@ proptest! {
 
     #[test]
     fn the_index_answers_as_the_model(
-        history in prop::collection::vec((prop_oneof![3 => 0..3_000_u64, 1 => 0..400_000_u64], step()), 1..40),
+        history in prop::collection::vec(
+            (prop_oneof![3 => 0..3_000_u64, 1 => 0..400_000_u64], late(), step()),
+            1..40,
+        ),
         questions in prop::collection::vec((address(), 79..82_u16, moment()), 30),
     ) {
         let mut index = Index::default();
         index.apply(Change::Upsert(Object::Node(node())), at(0));
         let mut model = Model::default();
         let mut millis = 0;
-        for (later, step) in history {
+        for (later, late, step) in history {
             millis += later;
-            model.now = at(millis);
+            let since = at(millis.saturating_sub(late));
+            (model.now, model.since) = (at(millis), since);
             model.step(step.clone());
-            apply(&mut index, step, at(millis));
+            apply(&mut index, step, since, at(millis));
         }
 
         let mut asked = Vec::new();
@@ -527,7 +546,7 @@ proptest! {
         }
         // The moments at which something begins or ends.
         for claim in &model.claims {
-            for edge in [claim.from, claim.to, claim.to.saturating_add(GRACE)] {
+            for edge in [claim.from, claim.surely_to, claim.to, claim.to.saturating_add(GRACE)] {
                 asked.push((claim.address, 80, edge));
                 let before = edge.saturating_sub(Duration::from_nanos(1));
                 asked.push((claim.address, 80, before));

@@ -57,7 +57,10 @@ fn events() -> Vec<(String, Change)> {
             let object = object(kind, value);
             let change = match action.as_str() {
                 "ADDED" | "MODIFIED" => Change::Upsert(object),
-                "DELETED" => Change::Delete(object.key()),
+                "DELETED" => Change::Delete {
+                    key: object.key(),
+                    ended: None,
+                },
                 other => panic!("{other}"),
             };
             events.push((version, format!("{action} {name}"), change));

@@ -23,11 +23,15 @@ struct Life {
     /// From then until the API tells of its end.
     ended_after: u64,
     end: End,
+    /// Whether the watch is away from its end to the start of the next one, and then hears of both at once.
+    away: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum End {
     Deleted,
+    /// Deleted, and its containers' last status tells when it ended.
+    DeletedAndTold,
     /// Its containers' status tells when it ended.
     Finished,
     /// The watch was away; a list does not name it any more.
@@ -37,6 +41,7 @@ enum End {
 fn life() -> impl Strategy<Value = Life> {
     let end = prop_oneof![
         Just(End::Deleted),
+        Just(End::DeletedAndTold),
         Just(End::Finished),
         Just(End::GoneFromList)
     ];
@@ -49,15 +54,17 @@ fn life() -> impl Strategy<Value = Life> {
         1..20_000_u64,
         0..3_000_u64,
         end,
+        any::<bool>(),
     )
         .prop_map(
-            |(started_after, setting_up, told_after, living, ended_after, end)| Life {
+            |(started_after, setting_up, told_after, living, ended_after, end, away)| Life {
                 started_after,
                 setting_up,
                 told_after,
                 living,
                 ended_after,
                 end,
+                away,
             },
         )
 }
@@ -100,32 +107,55 @@ proptest! {
     ) {
         let mut index = Index::default();
         let mut now = 0;
+        let mut heard = 0;
+        let mut missed: Option<Change> = None;
         let mut spans = Vec::new();
         let mut finished = Vec::new();
         for (i, life) in lives.iter().enumerate() {
-            let started = now + life.started_after;
+            // Of what is learnt late only whole seconds are known.
+            let apart = if missed.is_some() { 1_000 } else { 0 };
+            let started = now + apart + life.started_after;
             let running = started + life.setting_up;
             let told = running + life.told_after;
             let ended = told + life.living;
-            index.apply(Change::Upsert(Object::Pod(pod(i, started, Phase::Running))), at(told));
-            now = ended + life.ended_after;
-            match life.end {
-                End::Deleted => {
-                    let uid = format!("pod-{i}");
-                    index.apply(Change::Delete(ObjectKey::Pod { uid }), at(now));
+            let born = Change::Upsert(Object::Pod(pod(i, started, Phase::Running)));
+            match missed.take() {
+                Some(end) => {
+                    index.apply_late(end, at(heard), at(told));
+                    index.apply_late(born, at(heard), at(told));
                 }
+                None => index.apply(born, at(told)),
+            }
+            now = ended + life.ended_after;
+            let key = ObjectKey::Pod { uid: format!("pod-{i}") };
+            let last = match life.end {
+                End::Deleted => Change::Delete { key, ended: None },
+                End::DeletedAndTold => Change::Delete { key, ended: Some(whole_seconds(ended)) },
                 End::Finished => {
                     let phase = Phase::Finished { at: Some(whole_seconds(ended)) };
                     let last = pod(i, started, phase);
-                    index.apply(Change::Upsert(Object::Pod(last.clone())), at(now));
-                    finished.push(last);
+                    finished.push(last.clone());
+                    Change::Upsert(Object::Pod(last))
                 }
-                End::GoneFromList => index.replace_pods(finished.clone(), at(now)),
+                End::GoneFromList => {
+                    index.replace_pods(finished.clone(), at(now));
+                    spans.push((running, ended));
+                    continue;
+                }
+            };
+            if life.away {
+                heard = told;
+                missed = Some(last);
+            } else {
+                index.apply(last, at(now));
             }
             spans.push((running, ended));
             index.expire(at(now));
         }
 
+        if let Some(end) = missed {
+            index.apply_late(end, at(heard), at(now));
+        }
         let address = "10.0.0.1".parse().unwrap();
         let known_since = (now + 1).saturating_sub(RETENTION.as_millis() as u64);
         for (i, (running, ended)) in spans.into_iter().enumerate() {

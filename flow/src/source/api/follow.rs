@@ -35,6 +35,9 @@ const WATCH_MARGIN: Duration = Duration::from_secs(10);
 /// A watch that is shorter than this and says nothing is a failure.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
+/// For so long after a watch has begun its events may tell of what happened before. An API server has them in memory.
+const CATCHING_UP: Duration = Duration::from_secs(2);
+
 /// How often something must be refused in a row until nobody waits for it any more. Rights that are granted together with
 /// our start arrive a moment after it.
 const REFUSALS: u32 = 4;
@@ -165,6 +168,8 @@ impl Follower {
             .watch(&params, version)
             .map_err(|error| Trouble::Malformed(error.to_string()))?;
         let response = self.open(Verb::Watch, request).await?;
+        // What the API server has to tell at first happened at any time since it was heard last.
+        let heard_before = self.heard;
         self.is_current(Verb::Watch);
 
         let began = Instant::now();
@@ -179,7 +184,13 @@ impl Follower {
             let version = match parse::event(self.kind, &line)? {
                 Event::Change { change, version } => {
                     let mut index = self.shared.write();
-                    index.apply(*change, now());
+                    let now = now();
+                    let since = if began.elapsed() < CATCHING_UP {
+                        heard_before
+                    } else {
+                        now
+                    };
+                    index.apply_late(*change, since, now);
                     if self.kind.held(&index) > MAX_OBJECTS {
                         return Err(Trouble::TooMany(MAX_OBJECTS));
                     }
@@ -198,6 +209,7 @@ impl Follower {
         }
         if said_something || began.elapsed() > SHORTEST_WATCH {
             self.succeeded();
+            self.heard = now();
             Ok(())
         } else {
             Err(Trouble::Fruitless)

@@ -25,9 +25,12 @@ use super::{
     kind::Kind,
     trouble::{Trouble, Verb},
 };
-use crate::topology::{
-    Change, Common, EndpointSlice, FieldError, Namespace, Node, Object, ObjectKey, Objects, Pod,
-    Service,
+use crate::{
+    time::Timestamp,
+    topology::{
+        Change, Common, EndpointSlice, FieldError, Namespace, Node, Object, ObjectKey, Objects,
+        Pod, Service, end_of_pod,
+    },
 };
 
 /// The longest text of one object, in bytes. etcd takes no more than 1.5 MiB, an API server three.
@@ -126,7 +129,10 @@ pub(super) fn event(kind: Kind, line: &[u8]) -> Result<Event, Trouble> {
             }
         }),
         "DELETED" => Ok(Event::Change {
-            change: Box::new(Change::Delete(id.key(kind))),
+            change: Box::new(Change::Delete {
+                key: id.key(kind),
+                ended: end(kind, object.get()),
+            }),
             version,
         }),
         "BOOKMARK" => Ok(Event::Bookmark { version }),
@@ -166,6 +172,19 @@ impl Id {
             Kind::Namespaces => ObjectKey::Namespace { name },
         }
     }
+}
+
+/// When a deleted object ended, if it tells. That it is gone is true even if the rest of it is malformed.
+fn end(kind: Kind, text: &str) -> Option<Timestamp> {
+    #[derive(Deserialize)]
+    struct LastWords {
+        status: core::PodStatus,
+    }
+    if kind != Kind::Pods {
+        return None;
+    }
+    let LastWords { status } = serde_json::from_str(text).ok()?;
+    end_of_pod(&status)
 }
 
 /// What is wrong with an object.
@@ -416,13 +435,62 @@ mod tests {
         let found = match event(Kind::Nodes, line.as_bytes()) {
             Ok(Event::Change { change, version }) => match *change {
                 Change::Upsert(object) => format!("set {:?} at {version}", object.key()),
-                Change::Delete(key) => format!("delete {key:?} at {version}"),
+                Change::Delete { key, .. } => format!("delete {key:?} at {version}"),
             },
             Ok(Event::Bookmark { version }) => format!("bookmark at {version}"),
             Ok(Event::Malformed { version }) => format!("malformed at {version}"),
             Err(trouble) => trouble.to_string(),
         };
         assert!(found.contains(expected), "{line}: {found}");
+    }
+
+    #[test]
+    fn the_end_of_a_pod_is_when_its_last_container_ended() {
+        let check = |status: &str, expected: Option<u64>| {
+            let line = format!(
+                r#"{{"type": "DELETED", "object": {{"metadata": {{"uid": "u", "resourceVersion": "4",
+                    "deletionTimestamp": "2026-01-01T00:00:30Z"}}, "status": {status}}}}}"#
+            );
+            let line = line.replace('\n', " ");
+            let Ok(Event::Change { change, .. }) = event(Kind::Pods, line.as_bytes()) else {
+                panic!("{line}");
+            };
+            let Change::Delete { ended, .. } = *change else {
+                panic!("{line}");
+            };
+            let second = |second| Timestamp::from_nanos((1_767_225_600 + second) * 1_000_000_000);
+            assert_eq!(ended, expected.map(second), "{line}");
+        };
+        let container = |state: &str| {
+            format!(
+                r#"{{"name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 0, {state}}}"#
+            )
+        };
+        let ended = |time: &str| {
+            container(&format!(
+                r#""state": {{"terminated": {{"exitCode": 0, "finishedAt": "{time}"}}}}"#
+            ))
+        };
+        let both = |one: &str, other: &str| format!(r#"{{"containerStatuses": [{one}, {other}]}}"#);
+        let (early, late) = ("2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z");
+        check(&both(&ended(early), &ended(late)), Some(2));
+        check(
+            &both(&ended(late), &container(r#""state": {"running": {}}"#)),
+            None,
+        );
+        check(
+            &both(
+                &ended(late),
+                &container(r#""state": {"terminated": {"exitCode": 137}}"#),
+            ),
+            None,
+        );
+        let crashed = container(&format!(
+            r#""state": {{"waiting": {{}}}}, "lastState": {{"terminated": {{"exitCode": 1, "finishedAt": "{late}"}}}}"#
+        ));
+        check(&both(&crashed, &ended(early)), Some(2));
+        check("{}", None);
+        check("7", None);
     }
 
     #[test]

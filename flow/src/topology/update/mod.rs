@@ -7,6 +7,7 @@ mod services;
 use std::{mem::discriminant, net::IpAddr};
 
 use super::{
+    history::End,
     index::{Ended, Index, Owner},
     objects::{Change, Namespace, Object, ObjectKey, Objects},
 };
@@ -16,6 +17,8 @@ use crate::time::Timestamp;
 #[derive(Clone, Copy, Debug)]
 struct Learnt {
     now: Timestamp,
+    /// It was not so before this time.
+    since: Timestamp,
     by: By,
 }
 
@@ -23,17 +26,33 @@ struct Learnt {
 enum By {
     /// It may have been so for long.
     List,
-    /// It was not so a moment ago.
+    /// It was not so at [`Learnt::since`].
     Event,
 }
 
 impl Learnt {
     fn by_list(now: Timestamp) -> Self {
-        Self { now, by: By::List }
+        Self {
+            now,
+            since: now,
+            by: By::List,
+        }
     }
 
-    fn by_event(now: Timestamp) -> Self {
-        Self { now, by: By::Event }
+    fn by_event(since: Timestamp, now: Timestamp) -> Self {
+        Self {
+            now,
+            since: since.min(now),
+            by: By::Event,
+        }
+    }
+
+    /// The end of what is no more.
+    fn end(self) -> End {
+        End {
+            earliest: self.since,
+            latest: self.now,
+        }
     }
 }
 
@@ -49,25 +68,41 @@ impl Index {
 
     /// One object has changed at `now`.
     pub fn apply(&mut self, change: Change, now: Timestamp) {
+        self.apply_late(change, now, now);
+    }
+
+    /// One object has changed at some time between `since` and `now`, as is learnt now.
+    pub fn apply_late(&mut self, change: Change, since: Timestamp, now: Timestamp) {
+        let learnt = Learnt::by_event(since, now);
         match change {
             Change::Upsert(Object::Namespace(namespace)) => self.set_namespace(namespace),
             Change::Upsert(Object::Node(node)) => {
-                self.set_node(node, Learnt::by_event(now));
+                self.set_node(node, learnt);
             }
-            Change::Upsert(Object::Service(service)) => self.upsert_service(service, now),
+            Change::Upsert(Object::Service(service)) => self.upsert_service(service, learnt),
             Change::Upsert(Object::EndpointSlice(slice)) => self.set_slice(slice, now),
             Change::Upsert(Object::Pod(pod)) => {
-                self.set_pod(pod, Learnt::by_event(now));
+                self.set_pod(pod, learnt);
             }
-            Change::Delete(ObjectKey::Namespace { name }) => self.end_namespace(&name),
-            Change::Delete(ObjectKey::Node { name }) => self.delete_node(&name, now),
-            Change::Delete(ObjectKey::Service { namespace, name }) => {
-                self.delete_service(&namespace, &name, now);
+            Change::Delete { key, ended } => self.delete(key, ended, learnt),
+        }
+    }
+
+    fn delete(&mut self, key: ObjectKey, ended: Option<Timestamp>, learnt: Learnt) {
+        let now = learnt.now;
+        match key {
+            ObjectKey::Namespace { name } => self.end_namespace(&name),
+            ObjectKey::Node { name } => self.delete_node(&name, learnt),
+            ObjectKey::Service { namespace, name } => {
+                self.delete_service(&namespace, &name, learnt);
             }
-            Change::Delete(ObjectKey::EndpointSlice { namespace, name }) => {
+            ObjectKey::EndpointSlice { namespace, name } => {
                 self.end_slice(&namespace, &name, now);
             }
-            Change::Delete(ObjectKey::Pod { uid }) => self.delete_pod(&uid, now),
+            ObjectKey::Pod { uid } => {
+                let told = ended.map(|ended| End::told(ended, now));
+                self.delete_pod(&uid, told.unwrap_or(learnt.end()), now);
+            }
         }
     }
 
@@ -103,7 +138,7 @@ impl Index {
         learnt: Learnt,
     ) {
         for (address, owner) in old.iter().filter(|held| !new.contains(held)) {
-            self.release_address(*address, *owner, learnt.now, learnt.now);
+            self.release_address(*address, *owner, learnt.end(), learnt.now);
         }
         for (address, owner) in new.iter().filter(|held| !old.contains(held)) {
             let from = self.start(*address, *owner, started, learnt);
@@ -111,9 +146,9 @@ impl Index {
         }
     }
 
-    /// `owner` gave `address` up at `at`, which is learnt at `now`.
-    fn release_address(&mut self, address: IpAddr, owner: Owner, at: Timestamp, now: Timestamp) {
-        if self.addresses.release(&address, owner, at) {
+    /// `owner` gave `address` up, which is learnt at `now`.
+    fn release_address(&mut self, address: IpAddr, owner: Owner, end: End, now: Timestamp) {
+        if self.addresses.release(&address, owner, end) {
             self.ended.push_back((now, Ended::Address(address, owner)));
         }
     }
@@ -128,14 +163,15 @@ impl Index {
     ) -> Timestamp {
         let unknown = match learnt.by {
             By::List => Timestamp::default(),
-            By::Event => learnt.now,
+            By::Event => learnt.since,
         };
         let others = self.addresses.of(&address).iter();
         let released = others
             .filter(|span| discriminant(&span.owner) == discriminant(&owner))
             .filter_map(|span| match learnt.by {
                 By::List if span.is_open() => None,
-                By::List | By::Event => Some(span.to),
+                By::Event if span.is_open() => Some(learnt.since),
+                By::List | By::Event => Some(span.surely_to),
             });
         let earliest = started.unwrap_or(unknown);
         released.fold(earliest, Timestamp::max).min(learnt.now)

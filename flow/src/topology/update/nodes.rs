@@ -21,7 +21,7 @@ impl Index {
         let known = self.nodes.iter().map(|(id, _)| id);
         let gone: Vec<NodeId> = known.filter(|id| !listed.contains(id)).collect();
         for id in gone {
-            self.end_node(id, now);
+            self.end_node(id, Learnt::by_list(now));
         }
     }
 
@@ -39,7 +39,7 @@ impl Index {
             }
             old = (held(&node.spec, id), node.spec.pod_cidrs.clone());
             if !old.0.is_empty() {
-                started = Some(learnt.now);
+                started = Some(learnt.since);
             }
         }
 
@@ -72,13 +72,14 @@ impl Index {
         id
     }
 
-    pub(super) fn delete_node(&mut self, name: &str, now: Timestamp) {
+    pub(super) fn delete_node(&mut self, name: &str, learnt: Learnt) {
         if let Some(id) = self.node_ids.get(name) {
-            self.end_node(*id, now);
+            self.end_node(*id, learnt);
         }
     }
 
-    fn end_node(&mut self, id: NodeId, now: Timestamp) {
+    fn end_node(&mut self, id: NodeId, learnt: Learnt) {
+        let now = learnt.now;
         let node = &mut self.nodes[id];
         if node.ended.is_some() {
             return;
@@ -88,7 +89,7 @@ impl Index {
         for range in &node.spec.pod_cidrs {
             self.pod_ranges.remove(*range, id);
         }
-        self.move_addresses(&addresses, &[], None, Learnt::by_event(now));
+        self.move_addresses(&addresses, &[], None, learnt);
         self.ended.push_back((now, Ended::Node(id)));
     }
 }

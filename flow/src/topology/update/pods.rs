@@ -1,12 +1,13 @@
 //! Pods: what they are called, which addresses they hold, which services they back.
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use super::Learnt;
 use crate::{
     endpoint,
     time::Timestamp,
     topology::{
+        history::End,
         index::{Ended, HostPort, Index, Owner},
         objects::{ContainerPort, Phase, Pod},
         pod::{Life, PodEntry, PodId, ServiceIds},
@@ -27,7 +28,7 @@ impl Index {
         let known = self.pods.iter().map(|(id, _)| id);
         let gone: Vec<PodId> = known.filter(|id| !listed.contains(id)).collect();
         for id in gone {
-            self.end_pod(id, now);
+            self.end_pod(id, End::at(now), now);
         }
     }
 
@@ -43,7 +44,7 @@ impl Index {
         let started = if old.addresses.is_empty() {
             pod.started
         } else {
-            Some(learnt.now)
+            Some(learnt.since)
         };
         let phase = pod.phase;
         let new = match phase {
@@ -54,16 +55,15 @@ impl Index {
         self.set_entry(id, pod);
         self.move_held(id, &old, &new, started, learnt);
         if let Phase::Finished { at: Some(at) } = phase {
-            // The status counts whole seconds.
-            let end = at.saturating_add(Duration::from_secs(1)).min(learnt.now);
+            let end = End::told(at, learnt.now);
             self.release_held(id, &new, end, learnt.now);
         }
         id
     }
 
-    pub(super) fn delete_pod(&mut self, uid: &str, now: Timestamp) {
+    pub(super) fn delete_pod(&mut self, uid: &str, end: End, now: Timestamp) {
         if let Some(id) = self.pods.id(uid) {
-            self.end_pod(id, now);
+            self.end_pod(id, end, now);
         }
     }
 
@@ -131,7 +131,7 @@ impl Index {
         self.pods.set(id, entry, pod.static_uid);
     }
 
-    fn end_pod(&mut self, id: PodId, now: Timestamp) {
+    fn end_pod(&mut self, id: PodId, end: End, now: Timestamp) {
         let Some(entry) = self.pods.get_mut(id).filter(|pod| !pod.has_ended()) else {
             return;
         };
@@ -146,7 +146,7 @@ impl Index {
             namespace.selection.leave(id, &pod.labels);
         }
         self.tidy(&pod.namespace);
-        self.release_held(id, &held, now, now);
+        self.release_held(id, &held, end, now);
         self.ended.push_back((now, Ended::Pod(id)));
     }
 
@@ -161,7 +161,7 @@ impl Index {
         self.move_addresses(&old.addresses, &new.addresses, started, learnt);
         let is_gone = |port: &&HostPort| !new.host_ports.contains(port);
         for port in old.host_ports.iter().filter(is_gone) {
-            self.release_host_port(id, port, learnt.now, learnt.now);
+            self.release_host_port(id, port, learnt.end(), learnt.now);
         }
         for port in &new.host_ports {
             let from = started.unwrap_or_default().min(learnt.now);
@@ -169,17 +169,17 @@ impl Index {
         }
     }
 
-    fn release_held(&mut self, id: PodId, held: &Held, at: Timestamp, now: Timestamp) {
+    fn release_held(&mut self, id: PodId, held: &Held, end: End, now: Timestamp) {
         for (address, owner) in &held.addresses {
-            self.release_address(*address, *owner, at, now);
+            self.release_address(*address, *owner, end, now);
         }
         for port in &held.host_ports {
-            self.release_host_port(id, port, at, now);
+            self.release_host_port(id, port, end, now);
         }
     }
 
-    fn release_host_port(&mut self, id: PodId, port: &HostPort, at: Timestamp, now: Timestamp) {
-        if self.host_ports.release(port, id, at) {
+    fn release_host_port(&mut self, id: PodId, port: &HostPort, end: End, now: Timestamp) {
+        if self.host_ports.release(port, id, end) {
             let ended = Ended::HostPort(port.clone(), id);
             self.ended.push_back((now, ended));
         }

@@ -32,7 +32,7 @@ impl Index {
             .map(|(id, service)| (id, service.spec.identity.namespace.clone()))
             .collect();
         for (id, namespace) in gone {
-            self.end_service(id, now);
+            self.end_service(id, Learnt::by_list(now));
             touched.insert(namespace);
         }
         for namespace in touched {
@@ -40,16 +40,16 @@ impl Index {
         }
     }
 
-    pub(super) fn upsert_service(&mut self, service: Service, now: Timestamp) {
+    pub(super) fn upsert_service(&mut self, service: Service, learnt: Learnt) {
         let namespace = service.identity.namespace.clone();
-        if self.set_service(service, Learnt::by_event(now)).1 {
+        if self.set_service(service, learnt).1 {
             self.rematch(&namespace);
         }
     }
 
-    pub(super) fn delete_service(&mut self, namespace: &str, name: &str, now: Timestamp) {
+    pub(super) fn delete_service(&mut self, namespace: &str, name: &str, learnt: Learnt) {
         if let Some(id) = self.service_id(namespace, name) {
-            self.end_service(id, now);
+            self.end_service(id, learnt);
             self.rematch(namespace);
         }
     }
@@ -139,7 +139,7 @@ impl Index {
                 }
                 if living {
                     // An address or port that it did not have until now.
-                    started = Some(learnt.now);
+                    started = Some(learnt.since);
                     old = Some(before);
                 }
                 id
@@ -161,7 +161,8 @@ impl Index {
         (id, refile)
     }
 
-    fn end_service(&mut self, id: ServiceId, now: Timestamp) {
+    fn end_service(&mut self, id: ServiceId, learnt: Learnt) {
+        let now = learnt.now;
         let entry = &mut self.services[id];
         if entry.ended.is_some() {
             return;
@@ -173,7 +174,6 @@ impl Index {
         }
         let addresses = held(&entry.spec, id);
         let ports = node_ports(&entry.spec);
-        let learnt = Learnt::by_event(now);
         self.move_addresses(&addresses, &[], None, learnt);
         self.move_node_ports(id, &ports, &[], None, learnt);
         self.ended.push_back((now, Ended::Service(id)));
@@ -188,7 +188,7 @@ impl Index {
         learnt: Learnt,
     ) {
         for port in old.iter().filter(|port| !new.contains(port)) {
-            if self.node_ports.release(port, id, learnt.now) {
+            if self.node_ports.release(port, id, learnt.end()) {
                 let ended = Ended::NodePort(*port, id);
                 self.ended.push_back((learnt.now, ended));
             }
