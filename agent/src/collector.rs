@@ -4,14 +4,14 @@ use std::{
     io,
     sync::mpsc as std_mpsc,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use flow::{record::FlowRecord, source::View, wire::Window};
+use flow::{record::FlowRecord, source::View, time::Timestamp, wire::Window};
 use tokio::sync::mpsc;
 
 use crate::{
-    capture::{self, Capture, Losses, Observation},
+    capture::{self, Capture, Drained, Losses, Observation},
     hold::{Hold, Released, TOPOLOGY_UNKNOWN},
     identity::Identity,
     resolve::{Resolver, Sighting},
@@ -111,14 +111,25 @@ impl Collector {
     }
 }
 
-struct Worker {
-    capture: Capture,
+/// What the worker asks of [`Capture`].
+trait Drain {
+    fn drain(&mut self) -> Result<Drained, capture::Error>;
+}
+
+impl Drain for Capture {
+    fn drain(&mut self) -> Result<Drained, capture::Error> {
+        Self::drain(self)
+    }
+}
+
+struct Worker<C> {
+    capture: C,
     naming: Naming,
     reports: mpsc::Sender<Report>,
     totals: Totals,
 }
 
-impl Worker {
+impl<C: Drain> Worker<C> {
     fn run(
         &mut self,
         stopped: &std_mpsc::Receiver<std::convert::Infallible>,
@@ -133,7 +144,10 @@ impl Worker {
             );
             let report = match self.drain(stopping) {
                 Ok(report) => report,
-                Err(error) if stopping || failures == MAX_FAILURES => return Err(error),
+                Err(error) if stopping || failures == MAX_FAILURES => {
+                    self.give_up();
+                    return Err(error);
+                }
                 Err(error) => {
                     failures += 1;
                     let error = &error as &dyn std::error::Error;
@@ -155,7 +169,25 @@ impl Worker {
     }
 
     fn drain(&mut self, last: bool) -> Result<Report, capture::Error> {
-        let mut drained = self.capture.drain()?;
+        let drained = self.capture.drain()?;
+        Ok(self.report(drained, last))
+    }
+
+    /// Reports what still waits, when there will be no other drain. What the kernel has is lost.
+    fn give_up(&mut self) {
+        let now = Timestamp::from(SystemTime::now());
+        let nothing = Drained {
+            window: Window { from: now, to: now },
+            observations: Vec::new(),
+            losses: Losses::new(),
+        };
+        let report = self.report(nothing, true);
+        if self.reports.blocking_send(report).is_err() {
+            tracing::debug!("nobody is left to report to");
+        }
+    }
+
+    fn report(&mut self, mut drained: Drained, last: bool) -> Report {
         let released = self.naming.name(drained.observations, last);
         self.totals.loopback += released.loopback;
         self.totals.other_node += released.other_node;
@@ -174,15 +206,25 @@ impl Worker {
         if !drained.losses.is_empty() {
             tracing::error!(losses = ?drained.losses, "observations lost");
         }
-        Ok(Report {
+        Report {
             window,
             records: released.records,
             losses: drained.losses,
-        })
+        }
     }
 }
 
 impl Naming {
+    /// When the API was last heard, if that is known.
+    fn heard(&self, now: Instant) -> Instant {
+        let Some(since) = self.view.stale_since() else {
+            return now;
+        };
+        let wall = Timestamp::from(SystemTime::now());
+        let age = wall.as_nanos().saturating_sub(since.as_nanos());
+        now.checked_sub(Duration::from_nanos(age)).unwrap_or(now)
+    }
+
     /// Names what can be named for good, and keeps the rest unless this is the `last` time.
     fn name(&mut self, observations: Vec<Observation>, last: bool) -> Released {
         self.identity.next_round();
@@ -195,9 +237,13 @@ impl Naming {
             .collect();
         let (resolver, now) = (&self.resolver, Instant::now());
         match (self.view.is_ready(), last) {
-            (true, false) => self
-                .hold
-                .release(sightings, resolver, &self.view.index(), now),
+            (true, false) => self.hold.release(
+                sightings,
+                resolver,
+                &self.view.index(),
+                now,
+                self.heard(now),
+            ),
             (true, true) => self
                 .hold
                 .release_all(sightings, resolver, &self.view.index()),
@@ -206,3 +252,6 @@ impl Naming {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

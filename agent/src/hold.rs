@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flow::{record::FlowRecord, topology::Index};
+use flow::{record::FlowRecord, topology::Index, wire::Resolve};
 
 use crate::resolve::{Resolver, Sighting, Skipped};
 
@@ -17,7 +17,9 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// counted as lost, because names would be wrong then, not only missing.
 const MAX_EARLY: usize = 65_536;
 
-/// Sightings that may wait for better names. What comes when there are as many is named as well as can be.
+/// Sightings that may wait for better names. What comes when there are as many is named as well as can be. With
+/// [`Resolve::Local`] all wait until the generator must have heard of young pods, and there may be as many as before the
+/// first lists.
 const MAX_DOUBTFUL: usize = 16_384;
 
 /// The reason under which connections are counted that were seen before the cluster's objects were known and found no
@@ -28,6 +30,7 @@ pub const TOPOLOGY_UNKNOWN: &str = "topology_unknown";
 #[derive(Debug)]
 pub struct Hold {
     patience: Duration,
+    most: usize,
     waiting: VecDeque<(Instant, Sighting)>,
 }
 
@@ -47,9 +50,13 @@ pub struct Released {
 impl Hold {
     /// What may change waits for as long as `patience`; with none, nothing does.
     #[must_use]
-    pub fn new(patience: Duration) -> Self {
+    pub fn new(patience: Duration, resolve: Resolve) -> Self {
         Self {
             patience,
+            most: match resolve {
+                Resolve::Both => MAX_DOUBTFUL,
+                Resolve::Local => MAX_EARLY,
+            },
             waiting: VecDeque::new(),
         }
     }
@@ -68,14 +75,19 @@ impl Hold {
     }
 
     /// Names what waits and what is new, and keeps what may yet get a better name.
+    ///
+    /// `heard` is when the API was last heard, `now` if it is. What came later is waited for, however long the API is away,
+    /// and so is who came shortly before.
     pub fn release(
         &mut self,
         sightings: Vec<Sighting>,
         resolver: &Resolver,
         index: &Index,
         now: Instant,
+        heard: Instant,
     ) -> Released {
-        self.name(sightings, resolver, index, now, self.patience)
+        let patience = Some(self.patience);
+        self.name(sightings, resolver, index, (now, heard), patience)
     }
 
     /// Names everything that waits and what is new.
@@ -85,7 +97,8 @@ impl Hold {
         resolver: &Resolver,
         index: &Index,
     ) -> Released {
-        self.name(sightings, resolver, index, Instant::now(), Duration::ZERO)
+        let now = Instant::now();
+        self.name(sightings, resolver, index, (now, now), None)
     }
 
     /// Gives up what waits, and what is new: the cluster's objects never came to be known.
@@ -104,16 +117,17 @@ impl Hold {
         sightings: Vec<Sighting>,
         resolver: &Resolver,
         index: &Index,
-        now: Instant,
-        patience: Duration,
+        (now, heard): (Instant, Instant),
+        patience: Option<Duration>,
     ) -> Released {
         let mut released = Released::default();
         let waiting = std::mem::take(&mut self.waiting);
         let new = sightings.into_iter().map(|sighting| (now, sighting));
         for (since, sighting) in waiting.into_iter().chain(new) {
             let named = resolver.name(&sighting, index);
-            let may_wait = now.saturating_duration_since(since) < patience;
-            if named.may_change && may_wait && self.waiting.len() < MAX_DOUBTFUL {
+            let waited = heard.saturating_duration_since(since);
+            let may_wait = patience.is_some_and(|patience| waited < patience);
+            if named.may_change && may_wait && self.waiting.len() < self.most {
                 self.waiting.push_back((since, sighting));
                 continue;
             }

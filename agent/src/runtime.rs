@@ -129,7 +129,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         identity: Identity::new(cgroup_root, hybrid),
         resolver: Resolver::new(node.clone(), resolve, alone),
         view: view.clone(),
-        hold: Hold::new(patience(&args.topology, resolve)),
+        hold: Hold::new(patience(&args.topology, resolve), resolve),
     };
     let (sender, reports) = mpsc::channel(REPORTS);
     let collector = Collector::start(capture, naming, sender)?;

@@ -4,7 +4,7 @@ use flow::{
     endpoint::{self, Endpoint},
     record::{Outcome, Protocol},
     time::Timestamp,
-    topology::{Change, Node, Object, Phase, Pod},
+    topology::{Change, Node, Object, ObjectKey, Phase, Pod},
     wire::Resolve,
 };
 
@@ -102,12 +102,12 @@ fn what_is_known_does_not_wait() {
         pod("there", Some([10, 0, 2, 9]), "node-2", 90),
         node(HERE, [192, 168, 0, 1], "10.0.1.0/24"),
     ]);
-    let mut hold = Hold::new(PATIENCE);
+    let (mut hold, now) = (Hold::new(PATIENCE, Resolve::Both), Instant::now());
     let sightings = vec![
         sighting("here", [10, 0, 2, 9], 1),
         sighting("here", [192, 168, 0, 1], 1),
     ];
-    let released = hold.release(sightings, &both_ends(), &index, Instant::now());
+    let released = hold.release(sightings, &both_ends(), &index, now, now);
     assert_eq!(
         names(&released),
         ["shop/here -> shop/there", "shop/here -> node node-1"]
@@ -126,13 +126,14 @@ fn a_pod_that_speaks_before_the_api_tells_of_it_is_waited_for() {
             node("node-2", [192, 168, 0, 2], "10.0.2.0/24"),
         ]
     };
-    let (mut hold, start) = (Hold::new(PATIENCE), Instant::now());
+    let (mut hold, start) = (Hold::new(PATIENCE, Resolve::Both), Instant::now());
     let resolver = both_ends();
     let before = index(known());
     let released = hold.release(
         vec![young_here.clone(), young_there.clone()],
         &resolver,
         &before,
+        start,
         start,
     );
     assert_eq!(released, Released::default());
@@ -142,20 +143,49 @@ fn a_pod_that_speaks_before_the_api_tells_of_it_is_waited_for() {
     after.push(pod("late", Some([10, 0, 2, 7]), "node-2", 104));
     let after = index(after);
     let second = start + Duration::from_secs(1);
-    let released = hold.release(Vec::new(), &resolver, &after, second);
+    let released = hold.release(Vec::new(), &resolver, &after, second, second);
     assert_eq!(
         names(&released),
         ["shop/young -> shop/there", "shop/here -> shop/late"]
     );
     assert_eq!(released.records[1].last_seen, seconds(105));
 
-    // Nobody is waited for for ever.
-    let mut hold = Hold::new(PATIENCE);
-    hold.release(vec![young_here, young_there], &resolver, &before, start);
-    let early = start + PATIENCE - Duration::from_millis(1);
-    let released = hold.release(Vec::new(), &resolver, &before, early);
+    // Who had the address until a moment ago is not taken for who has it now.
+    let mut reused = known();
+    reused.push(pod("gone", Some([10, 0, 2, 7]), "node-2", 90));
+    let mut reused = index(reused);
+    let key = ObjectKey::Pod {
+        uid: "gone".to_owned(),
+    };
+    reused.apply(Change::Delete { key, ended: None }, seconds(104));
+    let mut hold = Hold::new(PATIENCE, Resolve::Both);
+    let sightings = vec![young_there.clone()];
+    let released = hold.release(sightings, &resolver, &reused, start, start);
     assert_eq!(released, Released::default());
-    let released = hold.release(Vec::new(), &resolver, &before, start + PATIENCE);
+    let late = pod("late", Some([10, 0, 2, 7]), "node-2", 104);
+    reused.apply(late, seconds(106));
+    let released = hold.release(Vec::new(), &resolver, &reused, second, second);
+    assert_eq!(names(&released), ["shop/here -> shop/late"]);
+
+    // Nobody is waited for for ever.
+    let mut hold = Hold::new(PATIENCE, Resolve::Both);
+    hold.release(
+        vec![young_here, young_there],
+        &resolver,
+        &before,
+        start,
+        start,
+    );
+    let early = start + PATIENCE - Duration::from_millis(1);
+    let released = hold.release(Vec::new(), &resolver, &before, early, early);
+    assert_eq!(released, Released::default());
+    let released = hold.release(
+        Vec::new(),
+        &resolver,
+        &before,
+        start + PATIENCE,
+        start + PATIENCE,
+    );
     assert_eq!(
         names(&released),
         ["10.0.1.9 -> shop/there", "shop/here -> node node-2"]
@@ -166,8 +196,8 @@ fn a_pod_that_speaks_before_the_api_tells_of_it_is_waited_for() {
 fn no_more_than_so_many_wait_for_better_names() {
     let index = index(vec![pod("here", Some([10, 0, 1, 9]), HERE, 90)]);
     let external = vec![sighting("here", [8, 8, 8, 8], 1); MAX_DOUBTFUL + 3];
-    let (mut hold, now) = (Hold::new(PATIENCE), Instant::now());
-    let released = hold.release(external, &both_ends(), &index, now);
+    let (mut hold, now) = (Hold::new(PATIENCE, Resolve::Both), Instant::now());
+    let released = hold.release(external, &both_ends(), &index, now, now);
     assert_eq!(names(&released), vec!["shop/here -> 8.8.8.8"; 3]);
     let released = hold.release_all(Vec::new(), &both_ends(), &index);
     assert_eq!(released.records.len(), MAX_DOUBTFUL);
@@ -175,7 +205,7 @@ fn no_more_than_so_many_wait_for_better_names() {
 
 #[test]
 fn before_the_first_lists_are_in_everything_waits_and_the_excess_is_counted() {
-    let (mut hold, now) = (Hold::new(Duration::ZERO), Instant::now());
+    let (mut hold, now) = (Hold::new(Duration::ZERO, Resolve::Both), Instant::now());
     let early = vec![sighting("here", [10, 0, 2, 9], 2); MAX_EARLY];
     assert_eq!(hold.keep(early, now), Released::default());
     let excess = hold.keep(vec![sighting("here", [10, 0, 2, 9], 7)], now);
@@ -185,7 +215,7 @@ fn before_the_first_lists_are_in_everything_waits_and_the_excess_is_counted() {
         pod("here", Some([10, 0, 1, 9]), HERE, 90),
         pod("there", Some([10, 0, 2, 9]), "node-2", 90),
     ]);
-    let released = hold.release(Vec::new(), &both_ends(), &index, now);
+    let released = hold.release(Vec::new(), &both_ends(), &index, now, now);
     assert_eq!(released.records.len(), MAX_EARLY);
     assert!(matches!(released.records[0].dst, Endpoint::Pod { .. }));
     assert_eq!(released.lost, 0);
@@ -193,7 +223,7 @@ fn before_the_first_lists_are_in_everything_waits_and_the_excess_is_counted() {
 
 #[test]
 fn what_is_never_known_is_lost_and_not_guessed() {
-    let (mut hold, now) = (Hold::new(PATIENCE), Instant::now());
+    let (mut hold, now) = (Hold::new(PATIENCE, Resolve::Both), Instant::now());
     hold.keep(vec![sighting("here", [10, 0, 2, 9], 2)], now);
     let lost = hold.lose_all(&[sighting("here", [10, 0, 2, 9], 3)]);
     assert_eq!((lost.lost, lost.records.len()), (5, 0));
@@ -206,11 +236,42 @@ fn the_other_end_is_left_to_whom_it_is_left() {
         pod("there", Some([10, 0, 1, 8]), HERE, 90),
     ]);
     let resolver = Resolver::new(HERE.to_owned(), Resolve::Local, true);
-    let (mut hold, now) = (Hold::new(PATIENCE), Instant::now());
+    let (mut hold, now) = (Hold::new(PATIENCE, Resolve::Local), Instant::now());
+    let many = vec![sighting("here", [10, 0, 1, 8], 1); MAX_DOUBTFUL + 1];
+    let released = hold.release(many, &resolver, &index, now, now);
+    assert_eq!(released, Released::default(), "all of them wait");
+    let mut hold = Hold::new(PATIENCE, Resolve::Local);
     let seen = vec![sighting("here", [10, 0, 1, 8], 1)];
     // The generator needs its time to learn of a young pod, too.
-    let released = hold.release(seen, &resolver, &index, now);
+    let released = hold.release(seen, &resolver, &index, now, now);
     assert_eq!(released, Released::default());
-    let released = hold.release(Vec::new(), &resolver, &index, now + PATIENCE);
+    let released = hold.release(
+        Vec::new(),
+        &resolver,
+        &index,
+        now + PATIENCE,
+        now + PATIENCE,
+    );
     assert_eq!(names(&released), ["shop/here -> 10.0.1.8"]);
+}
+
+#[test]
+fn while_the_api_is_away_young_pods_are_waited_for() {
+    let before = index(vec![pod("here", Some([10, 0, 1, 9]), HERE, 90)]);
+    let resolver = both_ends();
+    let (mut hold, heard) = (Hold::new(PATIENCE, Resolve::Both), Instant::now());
+    let minute = heard + Duration::from_secs(60);
+    let young = vec![sighting("here", [10, 0, 2, 7], 1)];
+    assert_eq!(
+        hold.release(young, &resolver, &before, heard, heard),
+        Released::default()
+    );
+    let released = hold.release(Vec::new(), &resolver, &before, minute, heard);
+    assert_eq!(released, Released::default());
+    let after = index(vec![
+        pod("here", Some([10, 0, 1, 9]), HERE, 90),
+        pod("late", Some([10, 0, 2, 7]), "node-2", 104),
+    ]);
+    let released = hold.release(Vec::new(), &resolver, &after, minute, minute);
+    assert_eq!(names(&released), ["shop/here -> shop/late"]);
 }

@@ -456,7 +456,9 @@ fn total<'a>(records: impl Iterator<Item = &'a FlowRecord>) -> u64 {
 enum Pending {
     /// Added up.
     Merged(Observations),
-    /// Each by itself: who an address was is decided by the time in the record, which adding up would lose.
+    /// Each by itself: who an address was is decided by the time in the record, and adding up would lose that. Records of
+    /// one drain have distinct keys already, so what could be added up is of different seconds, between which an address
+    /// may have moved on; a wrong name makes a wrong rule, while what finds no room is counted and said.
     Apart(VecDeque<FlowRecord>),
 }
 

@@ -15,7 +15,7 @@ use crate::{time::Timestamp, topology::Index};
 pub enum Knowledge {
     /// Nothing yet.
     Awaited,
-    /// Nothing, and it is not worth waiting for: the API server does not allow it, or does not have the kind.
+    /// Nothing, and it is not worth waiting for, but for pods: the API server does not allow it, or does not have the kind.
     Refused,
     /// Everything.
     Current,
@@ -88,8 +88,8 @@ impl View {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the first list of every kind is in that the API server allows to list. Before that names would be wrong,
-    /// not only missing: an address that is no pod's yet looks like an external one.
+    /// Whether the first list of every kind is in that the API server allows to list, and in any case that of the pods.
+    /// Before that names would be wrong, not only missing: an address that is no pod's yet looks like an external one.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         all_heard_of(&self.knowledge.borrow())
@@ -127,5 +127,10 @@ impl View {
 }
 
 fn all_heard_of(kinds: &ByKind) -> bool {
-    !kinds.values().any(|known| *known == Knowledge::Awaited)
+    let is_missing = |(kind, known): (&Kind, &Knowledge)| match known {
+        Knowledge::Awaited => true,
+        Knowledge::Refused => *kind == Kind::Pods,
+        Knowledge::Current | Knowledge::Stale { .. } => false,
+    };
+    !kinds.iter().any(is_missing)
 }

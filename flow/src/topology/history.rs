@@ -26,6 +26,10 @@ impl<O> Span<O> {
     pub(super) fn is_open(&self) -> bool {
         self.to == FOREVER
     }
+
+    pub(super) fn contains(&self, at: Timestamp) -> bool {
+        self.from <= at && at < self.to
+    }
 }
 
 /// When something ended, as far as that is known.
@@ -128,7 +132,7 @@ pub(super) fn pick<O: Copy>(
 ) -> Option<Span<O>> {
     let inside = spans
         .clone()
-        .filter(|span| span.from <= at && at < span.to)
+        .filter(|span| span.contains(at))
         .max_by_key(|span| span.from);
     if inside.is_some() {
         return inside;

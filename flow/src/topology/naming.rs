@@ -38,9 +38,11 @@ impl Index {
     }
 
     /// Whether more will be known of the record's other end, named by [`Self::name_ends`], once the API has told of a pod
-    /// that has just begun: such a pod's address looks like an external one, or like one that its node has for itself.
+    /// that has just begun: such a pod's address looks like an external one, or like one that its node has for itself, or
+    /// like that of the pod which had it before.
     #[must_use]
     pub fn may_be_a_young_pod(&self, record: &FlowRecord) -> bool {
+        let at = record.last_seen;
         let (other, address) = match record.direction {
             Direction::Egress => (&record.dst, record.tuple.dst_addr),
             Direction::Ingress => (&record.src, record.tuple.src_addr),
@@ -51,7 +53,11 @@ impl Index {
                 let known = self.node(&node.name);
                 !known.is_some_and(|known| known.addresses.contains(&address))
             }
-            Endpoint::Pod { .. } | Endpoint::Service(_) => false,
+            Endpoint::Pod { .. } => {
+                let spans = self.addresses.of(&address.to_canonical());
+                !spans.iter().any(|span| span.contains(at))
+            }
+            Endpoint::Service(_) => false,
         }
     }
 

@@ -16,6 +16,7 @@ use crate::{
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         test("refused::one_kind", one_kind),
+        test("refused::pods", pods),
         test(
             "refused::watching_but_not_listing",
             watching_but_not_listing,
@@ -64,6 +65,28 @@ async fn one_kind() -> Result<()> {
         .await
 }
 
+async fn pods() -> Result<()> {
+    let world = World::shop().await?;
+    world.server.allow("pods", Verb::List, false);
+    let topology = world.listen().await?;
+    let view = topology.view();
+    world
+        .wait_for("it is given up", || {
+            view.knowledge()[&Kind::Pods] == Knowledge::Refused
+        })
+        .await?;
+    world
+        .wait_for("the others are known", || {
+            view.knowledge()[&Kind::Services] == Knowledge::Current
+        })
+        .await?;
+    ensure!(!view.is_ready(), "every pod would look like an external");
+    world.server.allow("pods", Verb::List, true);
+    world.ready(view).await?;
+    ensure!(name_of(view, "10.0.1.1") == "shop/front-1");
+    Ok(())
+}
+
 async fn watching_but_not_listing() -> Result<()> {
     let world = World::shop().await?;
     world.server.allow("endpointslices", Verb::Watch, false);
@@ -109,6 +132,7 @@ async fn a_right_that_is_taken_away() -> Result<()> {
     world
         .wait_for("it is said", || {
             !world.log.lines(&["not allowed to watch pods"]).is_empty()
+                && !world.log.lines(&["not allowed to list pods"]).is_empty()
         })
         .await?;
     ensure!(view.is_ready() && view.stale_since().is_some_and(|since| since <= now()));

@@ -35,8 +35,16 @@ const WATCH_MARGIN: Duration = Duration::from_secs(10);
 /// A watch that is shorter than this and says nothing is a failure.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
-/// For so long after a watch has begun its events may tell of what happened before. An API server has them in memory.
-const CATCHING_UP: Duration = Duration::from_secs(2);
+/// For so long after a watch has begun its events may tell of what happened before: an API server has that in memory. It
+/// may also say by then that it has it no more, in a response that began well.
+const CATCHING_UP: Duration = Duration::from_secs(1);
+
+/// A watch that ends so long before its time was ended for a reason that may have ended all others, too.
+const EARLY: Duration = Duration::from_secs(5);
+
+/// Watches that were ended early are asked for again at a time drawn from this span, so that those of many agents do not
+/// come back in step.
+const RETURN: Duration = Duration::from_secs(1);
 
 /// How often something must be refused in a row until nobody waits for it any more. Rights that are granted together with
 /// our start arrive a moment after it.
@@ -61,8 +69,11 @@ pub(super) struct Follower {
     /// Failures since a watch last said something.
     failures: u32,
     /// What was last complained about. The same is not said twice.
-    complaint: Option<Discriminant<Trouble>>,
+    complaint: Option<Complaint>,
 }
+
+/// What is the same complaint: a right that is missing is another one for each verb.
+type Complaint = (Discriminant<Trouble>, Option<Verb>);
 
 /// What is to be done next.
 #[derive(Clone, Debug)]
@@ -148,6 +159,10 @@ impl Follower {
             version.ok_or_else(|| Trouble::Malformed("a list without version".to_owned()))?;
 
         let (kind, shared, count) = (self.kind, self.shared.clone(), listed.objects.len());
+        if listed.malformed > 1 {
+            let malformed = listed.malformed;
+            tracing::warn!(%kind, malformed, "objects are malformed and left out; the first one was named");
+        }
         let replace = move || kind.replace(&mut shared.write(), listed.objects, now());
         tokio::task::spawn_blocking(replace).await?;
         tracing::debug!(%kind, count, version, "listed");
@@ -168,28 +183,37 @@ impl Follower {
             .watch(&params, version)
             .map_err(|error| Trouble::Malformed(error.to_string()))?;
         let response = self.open(Verb::Watch, request).await?;
-        // What the API server has to tell at first happened at any time since it was heard last.
-        let heard_before = self.heard;
-        self.is_current(Verb::Watch);
 
         let began = Instant::now();
         let mut said_something = false;
-        let mut patience = Duration::from_secs(seconds.into()) + WATCH_MARGIN;
+        let mut caught_up = false;
+        let drawn = Duration::from_secs(seconds.into());
+        let mut patience = drawn + WATCH_MARGIN;
         let mut lines = Lines::new(response, MAX_OBJECT_BYTES);
         loop {
-            let read = timeout(patience, lines.next()).await;
-            let Some(line) = read.or(Err(Trouble::Silent(patience)))?? else {
-                break;
+            let wait = if caught_up {
+                patience
+            } else {
+                CATCHING_UP.saturating_sub(began.elapsed())
             };
-            let version = match parse::event(self.kind, &line)? {
+            let line = match timeout(wait, lines.next()).await {
+                Ok(Ok(None)) => break,
+                Ok(line) => line?,
+                Err(_elapsed) if caught_up => return Err(Trouble::Silent(patience)),
+                Err(_elapsed) => None,
+            };
+            let event = line.map(|line| parse::event(self.kind, &line));
+            let event = event.transpose()?;
+            if !caught_up && began.elapsed() >= CATCHING_UP {
+                caught_up = true;
+                self.is_current(Verb::Watch);
+            }
+            let Some(event) = event else { continue };
+            let version = match event {
                 Event::Change { change, version } => {
                     let mut index = self.shared.write();
                     let now = now();
-                    let since = if began.elapsed() < CATCHING_UP {
-                        heard_before
-                    } else {
-                        now
-                    };
+                    let since = if caught_up { now } else { self.heard };
                     index.apply_late(*change, since, now);
                     if self.kind.held(&index) > MAX_OBJECTS {
                         return Err(Trouble::TooMany(MAX_OBJECTS));
@@ -203,13 +227,19 @@ impl Follower {
                 Event::Malformed { version } => version,
             };
             self.next = Step::Watch(version);
-            self.heard = now();
+            if caught_up {
+                self.heard = now();
+            }
             said_something = true;
             self.succeeded();
         }
         if said_something || began.elapsed() > SHORTEST_WATCH {
             self.succeeded();
-            self.heard = now();
+            self.is_current(Verb::Watch);
+            if began.elapsed() + EARLY < drawn {
+                let pause = rand::rng().random_range(Duration::ZERO..=RETURN);
+                sleep(pause).await;
+            }
             Ok(())
         } else {
             Err(Trouble::Fruitless)
@@ -314,17 +344,26 @@ impl Follower {
 
     fn complain(&mut self, trouble: &Trouble, known: Knowledge, retry_in: Duration) {
         let kind = self.kind;
-        let new = self.complaint != Some(discriminant(trouble));
+        let verb = match trouble {
+            Trouble::Forbidden { verb, .. } => Some(*verb),
+            _ => None,
+        };
+        let complaint = Some((discriminant(trouble), verb));
+        let new = self.complaint != complaint;
         if !new || (trouble.is_ordinary() && self.failures == 1) {
             tracing::debug!(%kind, %trouble, ?retry_in, "no answer of use");
             return;
         }
-        self.complaint = Some(discriminant(trouble));
+        self.complaint = complaint;
         if let Trouble::Forbidden { verb, message } = trouble {
+            let without = match (kind, known) {
+                (Kind::Pods, Knowledge::Awaited | Knowledge::Refused) => "nothing is named before",
+                _ => "names that take them are missing",
+            };
             tracing::warn!(
                 server = message,
                 ?retry_in,
-                "not allowed to {verb} {kind}: names that take them are missing. The account's RBAC rule needs the verbs \
+                "not allowed to {verb} {kind}: {without}. The account's RBAC rule needs the verbs \
                  get, list and watch on the resource {kind} of the API group \"{}\"",
                 kind.group()
             );
@@ -352,9 +391,32 @@ impl Step {
                 | Trouble::Forbidden { .. }
                 | Trouble::Unserved
                 | Trouble::TooMany(_)
+                | Trouble::EventTooLong(_)
+                | Trouble::Refused {
+                    code: 400 | 422, ..
+                }
                 | Trouble::Malformed(_),
             ) => Self::List(Freshness::NotOlderThan(version.clone())),
             (Self::Watch(_), _) => self.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_cannot_be_watched_is_not_watched_for_ever() {
+        let watch = Step::Watch("7".to_owned());
+        let refused = |code| Trouble::Refused {
+            code,
+            message: String::new(),
+            retry_after: None,
+        };
+        let lists = |trouble| matches!(watch.after(&trouble), Step::List(_));
+        assert!(lists(Trouble::EventTooLong(1)));
+        assert!(lists(refused(400)) && lists(refused(422)) && lists(Trouble::Unserved));
+        assert!(!lists(refused(429)) && !lists(refused(503)) && !lists(Trouble::Fruitless));
     }
 }

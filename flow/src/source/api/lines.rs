@@ -1,8 +1,8 @@
 //! The lines of a watch.
 
-use std::io;
-
 use futures_util::{AsyncBufRead, AsyncBufReadExt as _};
+
+use super::trouble::Trouble;
 
 /// Splits a stream into lines of bounded length.
 pub(super) struct Lines<R> {
@@ -24,7 +24,7 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
     /// the stream broke off there.
     ///
     /// When the future is dropped nothing is lost.
-    pub(super) async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, Trouble> {
         loop {
             let chunk = self.stream.fill_buf().await?;
             if chunk.is_empty() {
@@ -33,10 +33,7 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
             let end = chunk.iter().position(|byte| *byte == b'\n');
             let taken = end.unwrap_or(chunk.len());
             if self.line.len() + taken > self.longest {
-                return Err(io::Error::other(format!(
-                    "an event of more than {} bytes",
-                    self.longest
-                )));
+                return Err(Trouble::EventTooLong(self.longest));
             }
             self.line.extend_from_slice(&chunk[..taken]);
             let consumed = taken + usize::from(end.is_some());
@@ -50,6 +47,8 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use futures_util::{TryStreamExt as _, stream};
 
     use super::*;

@@ -70,12 +70,23 @@ pub(super) enum Event {
 pub(super) struct Listed {
     pub(super) objects: Objects,
     common: Common,
-    /// How many objects there may be.
+    /// Objects that were left out.
+    pub(super) malformed: usize,
+    pages: usize,
+    /// How many objects there may be, those left out included; and how many pages.
     most: usize,
 }
 
 /// Reads a page of a list; its objects are added to `listed`, which comes back.
-pub(super) fn page(kind: Kind, text: impl Read, listed: Listed) -> Result<(Page, Listed), Trouble> {
+pub(super) fn page(
+    kind: Kind,
+    text: impl Read,
+    mut listed: Listed,
+) -> Result<(Page, Listed), Trouble> {
+    listed.pages += 1;
+    if listed.pages > listed.most {
+        return Err(Trouble::TooMany(listed.most));
+    }
     let allowance = Rc::new(Cell::new(MAX_OBJECT_BYTES));
     let text = Metered {
         inner: text,
@@ -234,6 +245,8 @@ impl Default for Listed {
         Self {
             objects: Objects::default(),
             common: Common::default(),
+            malformed: 0,
+            pages: 0,
             most: MAX_OBJECTS,
         }
     }
@@ -266,11 +279,14 @@ impl PageReader {
     fn take(&mut self, text: &str) {
         match parse(self.kind, text) {
             Ok(object) => self.listed.push(object),
-            Err(error) => warn(
-                self.kind,
-                &serde_json::from_str(text).unwrap_or_default(),
-                &error,
-            ),
+            Err(error) => {
+                self.listed.malformed += 1;
+                // One is told by name: a mistake of a writer is in all of its objects.
+                if self.listed.malformed == 1 {
+                    let id = serde_json::from_str(text).unwrap_or_default();
+                    warn(self.kind, &id, &error);
+                }
+            }
         }
         self.allowance.set(MAX_OBJECT_BYTES);
     }
@@ -329,7 +345,7 @@ impl<'de> Visitor<'de> for Items<'_> {
     fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<(), S::Error> {
         while let Some(text) = items.next_element::<Box<RawValue>>()? {
             let listed = &self.0.listed;
-            if listed.objects.len() >= listed.most {
+            if listed.objects.len() + listed.malformed >= listed.most {
                 return Err(de::Error::custom(Trouble::TooMany(listed.most)));
             }
             self.0.take(text.get());
@@ -429,6 +445,18 @@ mod tests {
         assert_eq!(read(3).unwrap().1.objects.len(), 3);
         let error = read(2).unwrap_err().to_string();
         assert!(error.contains("more than 2 objects"), "{error}");
+        // What is left out counts, and so do pages that bring nothing.
+        let two = || Listed {
+            most: 2,
+            ..Listed::default()
+        };
+        let bad = r#"{"items": [{"metadata": 1}, {"metadata": 2}, {"metadata": 3}]}"#;
+        assert!(page(Kind::Nodes, bad.as_bytes(), two()).is_err());
+        let mut listed = two();
+        for _ in 0..2 {
+            listed = page(Kind::Nodes, b"{}".as_slice(), listed).unwrap().1;
+        }
+        assert!(page(Kind::Nodes, b"{}".as_slice(), listed).is_err());
     }
 
     fn check(line: &str, expected: &str) {

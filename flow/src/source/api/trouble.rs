@@ -58,6 +58,9 @@ pub(super) enum Trouble {
     /// More objects than this program has memory for.
     #[error("more than {0} objects")]
     TooMany(usize),
+    /// An event that takes more memory than one may.
+    #[error("an event of more than {0} bytes")]
+    EventTooLong(usize),
     /// That was no API server.
     #[error("not what an API server says: {0}")]
     Malformed(String),
