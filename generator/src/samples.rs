@@ -81,6 +81,22 @@ pub(crate) fn unlabelled(namespace: &str, app: &str, node: &str) -> Endpoint {
     bare(pod)
 }
 
+/// The pod with these addresses.
+pub(crate) fn dual_stack(endpoint: Endpoint, addresses: &[&str]) -> Endpoint {
+    let Endpoint::Pod { mut pod, service } = endpoint else {
+        panic!("{endpoint} is no pod");
+    };
+    Arc::make_mut(&mut pod).addresses = addresses.iter().map(|text| address(text)).collect();
+    Endpoint::Pod { pod, service }
+}
+
+/// The record with these addresses of client and server.
+pub(crate) fn at((client, server): (&str, &str), mut record: FlowRecord) -> FlowRecord {
+    record.tuple.src_addr = address(client);
+    record.tuple.dst_addr = address(server);
+    record
+}
+
 /// A pod that two services select, here reached through the one that selects pods of other applications too.
 pub(crate) fn in_front(namespace: &str, app: &str, node: &str) -> Endpoint {
     let mut pod = pod(namespace, app, node);
@@ -196,12 +212,36 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
     })
 }
 
-/// Also pods that several services select.
+/// Also pods that several services select, pods with addresses of both families, and services of pods in their nodes'
+/// networks.
 fn any_overlapping_endpoint() -> impl Strategy<Value = Endpoint> {
     let app = prop::sample::select(vec!["web", "db"]);
     let on = prop::sample::select(vec!["node-1", "node-2"]);
-    let front = (app, on).prop_map(|(app, on)| in_front("shop", app, on));
-    prop_oneof![1 => front, 3 => any_endpoint()]
+    let special = (0..5_u8, app, on).prop_map(|(kind, app, on)| {
+        let with_both = |mut pod: Pod| {
+            pod.uid.push_str("-both");
+            pod.name.push_str("-both");
+            let sum = pod
+                .name
+                .bytes()
+                .fold(0_u16, |sum, byte| sum * 2 % 4_093 + u16::from(byte));
+            let [a, b] = sum.to_be_bytes();
+            let addresses = [format!("10.255.{a}.{b}"), format!("2001:db8:1::{sum:x}")];
+            dual_stack(bare(pod), &addresses.each_ref().map(String::as_str))
+        };
+        match kind {
+            0 | 1 => in_front("shop", app, on),
+            2 => with_both(pod("shop", app, on)),
+            3 => {
+                let mut pod = pod("bank", app, on);
+                pod.workload = None;
+                Arc::make_mut(&mut pod.labels).remove("app");
+                with_both(pod)
+            }
+            _ => Endpoint::Service(service("kube-system", app)),
+        }
+    });
+    prop_oneof![1 => special, 3 => any_endpoint()]
 }
 
 pub(crate) fn any_record() -> impl Strategy<Value = FlowRecord> {

@@ -308,6 +308,49 @@ fn a_namespace_without_connections_leaves_the_folder_alone() {
 }
 
 #[test]
+fn a_filter_that_leaves_nothing_leaves_the_folder_alone() {
+    let dir = TempDir::new().unwrap();
+    let args = ["-n", "sock-shop", "-a"];
+    assert!(generate(&linked(), dir.path(), &args).status.success());
+    let before = contents(dir.path());
+    for (filter, reason) in [
+        (
+            ["--since", "2030-01-01"],
+            "not seen since the time that --since gives",
+        ),
+        (
+            ["--min-count", "1000000"],
+            "seen less often than --min-count asks for",
+        ),
+    ] {
+        let output = generate(&linked(), dir.path(), &[&args[..], &filter].concat());
+        assert_eq!(output.status.code(), Some(1), "{filter:?}");
+        let stderr = stderr(&output);
+        assert!(stderr.contains("nothing was written"), "{stderr}");
+        assert!(stderr.contains(reason), "{stderr}");
+        assert_eq!(stdout(&output), "");
+        assert_eq!(contents(dir.path()), before);
+    }
+}
+
+#[test]
+fn strict_does_without_files_that_lines_were_skipped_of() {
+    let dir = TempDir::new().unwrap();
+    let flows = dir.path().join("flows.json");
+    fs::write(&flows, fs::read_to_string(linked()).unwrap() + "{\n").unwrap();
+    let folder = dir.path().join("policies");
+    let args = ["-n", "sock-shop", "-a", "--keep-going", "--strict"];
+    let output = generate(&flows, &folder, &args);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = stderr(&output);
+    assert!(stderr.contains("--strict: 1 line was skipped"), "{stderr}");
+    assert!(!folder.exists());
+    assert!(generate(&flows, &folder, &args[..4]).status.success());
+    let whole = generate(&linked(), &folder, &args);
+    assert!(whole.status.success(), "{whole:?}");
+}
+
+#[test]
 fn a_file_of_another_hand_is_not_overwritten() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("policy-carts.yaml");

@@ -230,24 +230,86 @@ items:
   status: {phase: Running, podIP: 10.0.0.5, podIPs: [{ip: 10.0.0.5}]}
 ",
     );
-    for (name, rule) in [
+    // The name of a namespace is known from flows.
+    place.policy(
+        "names",
+        "db",
+        &format!("{{{SELECT_DB}, ingress: [{{from: [{{namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: sock-shop}}}}}}]}}]}}"),
+    );
+    place.answer("audit -f flows.json -p names", 0);
+    for (name, rule, hint) in [
         (
             "labels",
             "from: [{namespaceSelector: {matchLabels: {env: prod}}}]",
+            "labels of namespaces that flow records do not tell, and are judged as if there were none of them: `env`;",
         ),
-        ("ports", "ports: [{port: mongo}]"),
+        (
+            "ports",
+            "ports: [{port: mongo}]",
+            "names of ports of pods that flow records do not tell, and are judged as if there were none of them: `mongo`;",
+        ),
     ] {
         place.policy(
             name,
             "db",
             &format!("{{{SELECT_DB}, ingress: [{{{rule}}}]}}"),
         );
-        place.answer(&format!("audit -f flows.json -p {name}"), 1);
+        let args = format!("audit -f flows.json -p {name}");
+        let answer = place.run(&args);
+        assert_eq!(answer.code, 1);
+        assert!(answer.stderr.contains(hint), "{}", answer.stderr);
+        assert!(answer.stderr.contains("--topology"), "{}", answer.stderr);
+        let json: Value =
+            serde_json::from_str(&place.run(&format!("{args} --json")).stdout).unwrap();
+        assert!(json["hints"][0].as_str().unwrap().contains(hint), "{json}");
+        for other in [
+            format!("explain -f flows.json -p {name} sock-shop/db"),
+            format!("diff -f flows.json -p {name} -p {name}"),
+        ] {
+            let answer = place.run(&other);
+            assert!(answer.stderr.contains(hint), "{other}: {}", answer.stderr);
+        }
+        place.answer(&format!("diff -p {name} -p {name}"), 0);
         place.answer(
             &format!("audit -f flows.json -p {name} --topology file=cluster.yaml"),
             0,
         );
     }
+}
+
+/// With the cluster's objects the proof of `generate` is about all pods, and not only about those with flows.
+#[test]
+fn a_proof_may_be_about_the_whole_cluster() {
+    let place = Place::new();
+    place.flows(&[front_end_to_carts_db()]).write(
+        "cluster.yaml",
+        "apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: Pod
+  metadata: {name: idle, namespace: sock-shop, uid: uid-idle, labels: {name: front-end, idle: \"yes\"}}
+  spec: {nodeName: node-1, containers: [{name: c}]}
+  status: {phase: Running, podIP: 10.0.0.9, podIPs: [{ip: 10.0.0.9}]}
+",
+    );
+    let args = "generate -f flows.json -o p -n sock-shop -a";
+    let proof = |args: &str| {
+        let json: Value = serde_json::from_str(&place.answer(args, 0)).unwrap();
+        json["proof"].clone()
+    };
+    let of_flows = proof(&format!("{args} --json"));
+    let of_cluster = proof(&format!("{args} --json --topology file=cluster.yaml"));
+    assert_eq!(
+        (&of_flows["reachable_before"], &of_flows["never_seen"]),
+        (&json!(2), &json!(0))
+    );
+    assert_eq!(
+        (&of_cluster["reachable_before"], &of_cluster["never_seen"]),
+        (&json!(6), &json!(1))
+    );
+    assert_eq!(of_cluster["denied"], json!([]));
+    place.refused(&format!("{args} --topology file=none.yaml"), "none.yaml");
 }
 
 #[test]
@@ -376,9 +438,18 @@ fn folders_are_compared_by_what_they_allow() {
     }
     // No pod is known to have a port of that name.
     let line = "- sock-shop/front-end -> sock-shop/carts-db 27017/TCP: ingress of sock-shop/db has no rule for it, as ingress[0] of sock-shop/db had\n";
+    let answer = place.run("diff -p before -p after -f flows.json");
     assert_eq!(
-        place.answer("diff -p before -p after -f flows.json", 1),
-        format!("{line}opened: 0, closed: 1; pairs of endpoints: 2\n")
+        (answer.code, answer.stdout),
+        (
+            1,
+            format!("{line}opened: 0, closed: 1; pairs of endpoints: 2\n")
+        )
+    );
+    assert!(
+        answer.stderr.contains("names of ports"),
+        "{}",
+        answer.stderr
     );
     let json: Value =
         serde_json::from_str(&place.answer("diff -p before -p after --json", 1)).unwrap();

@@ -31,6 +31,7 @@ struct Audit<'a> {
     skipped_objects: usize,
     skipped_lines: u64,
     failed_attempts: u64,
+    hints: Vec<String>,
     allowed: usize,
     blocked: Vec<Blocked<'a>>,
 }
@@ -50,6 +51,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let world = args.judging.world(&observed.edges)?;
     let policies = &folder.policies;
     let judge = Judge::new(&world, policies);
+    let hints = args.judging.hints(&[policies]);
 
     let mut blocked = Vec::new();
     for edge in &observed.edges {
@@ -67,6 +69,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         skipped_objects: folder.skipped,
         skipped_lines: observed.skipped,
         failed_attempts: observed.failed,
+        hints,
         allowed: observed.edges.len() - blocked.len(),
         blocked,
     };

@@ -34,6 +34,8 @@ struct Report {
     diff: Diff,
     /// The numbers of named ports, where the endpoints are made up.
     named_ports: Vec<NamedPort>,
+    /// What the endpoints lack that the policies ask for.
+    hints: Vec<String>,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -49,6 +51,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         Report {
             diff: diff(&world, &before, &after),
             named_ports: ports,
+            hints: Vec::new(),
         }
     } else {
         let edges = if args.judging.reading.has_flows() {
@@ -60,6 +63,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         Report {
             diff: diff(&world, &before, &after),
             named_ports: Vec::new(),
+            hints: args.judging.hints(&[&before, &after]),
         }
     };
     print(&if args.judging.reading.json {

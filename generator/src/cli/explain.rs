@@ -43,6 +43,8 @@ struct Explanation<'a> {
     quiet_seconds: Option<f64>,
     ingress: Option<Vec<Rule<'a>>>,
     egress: Option<Vec<Rule<'a>>>,
+    /// What the endpoints lack that the policies ask for.
+    hints: Vec<String>,
 }
 
 /// The edges that a rule lets through, in their order.
@@ -74,7 +76,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let observed = args.judging.reading.flows()?;
     let world = args.judging.world(&observed.edges)?;
     let judge = Judge::new(&world, policies);
-    let explanation = Explanation::new(&judge, policy, &observed.edges);
+    let hints = args.judging.hints(&[policies]);
+    let explanation = Explanation {
+        hints,
+        ..Explanation::new(&judge, policy, &observed.edges)
+    };
     print(&if args.judging.reading.json {
         serde_json::to_string(&explanation).map_err(Failure::other)? + "\n"
     } else {
@@ -131,6 +137,7 @@ impl<'a> Explanation<'a> {
             quiet_seconds: quiet.map(|quiet| quiet.as_secs_f64()),
             ingress: rules.remove(&Direction::Ingress),
             egress: rules.remove(&Direction::Egress),
+            hints: Vec::new(),
         }
     }
 

@@ -1,23 +1,31 @@
 //! `microshield generate`: flow records in, a folder of policies out.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use anyhow::anyhow;
 
 use super::{
     Failure, PolicyArgs,
     ask::{self, Talk},
-    inputs::Reading,
+    inputs::{self, Lost, Observed, Reading},
     output,
     report::Report,
+    source::Source,
 };
 use crate::{
-    evaluate::{Policies, World, prove},
+    evaluate::{Policies, prove},
     flows::Input,
     folder,
     ledger::Edge,
-    policy::{self, Namespaces},
+    policy::{self, Namespaces, Plan, Reason},
+    table,
 };
+
+/// Losses that are listed.
+const MAX_LISTED: usize = 10;
 
 /// Write policies that allow the connections in files of flow records, or in a ledger
 ///
@@ -31,6 +39,17 @@ pub(super) struct Args {
     /// Allow all connections of the chosen namespaces, without asking; without it, the panel asks
     #[arg(short, long, env = "MICROSHIELD_ALL")]
     all: bool,
+
+    /// Write nothing as long as observations were lost, which a ledger tells, or lines of a file were skipped: policies
+    /// may lack rules for them
+    #[arg(long, env = "MICROSHIELD_STRICT")]
+    strict: bool,
+
+    /// Where the cluster's objects come from, for the proof: what is reachable is told of all pods then, and not only of those
+    /// with flows. file=PATH, as `kubectl get namespaces,nodes,services,pods -A -o yaml` writes it, or scope=PATH, a report
+    /// of Weave Scope
+    #[arg(long, value_name = "SRC", env = "MICROSHIELD_TOPOLOGY")]
+    topology: Option<Source>,
 
     #[command(flatten)]
     reading: Reading,
@@ -54,13 +73,18 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         )));
     }
     let observed = args.reading.flows()?;
+    if args.strict {
+        refuse_losses(&observed)?;
+    }
     let edges = observed.edges.as_slice();
+    let world = inputs::world(args.topology.as_ref(), edges)?;
 
     let Args {
         output: folder,
         all,
         mut policy,
         reading: Reading { json, .. },
+        ..
     } = args;
     let mut talk = Talk::new(json);
     let folder = match folder {
@@ -70,6 +94,9 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     let options = policy.options()?;
     let connections = chosen(edges, &options.namespaces)?;
     let plan = policy::plan(edges, &options);
+    if plan.rules().is_empty() {
+        return Err(nothing_left(&connections, &plan));
+    }
     let chosen = if all {
         plan.all()
     } else {
@@ -79,7 +106,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         }
     };
     let policies = Policies::compile(plan.manifests(&chosen)).map_err(Failure::other)?;
-    let proof = prove(edges, &policies, &World::of_edges(edges));
+    let proof = prove(edges, &policies, &world);
     let files = plan.files(&chosen).map_err(Failure::other)?;
     let changes = folder::write(&folder, &files, &options.namespaces).map_err(Failure::other)?;
     drop(files);
@@ -129,4 +156,50 @@ fn chosen<'a>(edges: &'a [Edge], namespaces: &Namespaces) -> Result<Vec<&'a Edge
         )));
     }
     Ok(chosen)
+}
+
+/// Connections that all are left out empty no folder either: a filter that is too narrow is likelier than that all policies
+/// are to go, and to apply none would open everything.
+fn nothing_left(connections: &[&Edge], plan: &Plan<'_>) -> Failure {
+    let mut by_reason = BTreeMap::<Reason, usize>::new();
+    for notice in &plan.notices {
+        *by_reason.entry(notice.reason).or_default() += 1;
+    }
+    let reasons: Vec<String> = by_reason
+        .iter()
+        .map(|(reason, count)| format!("; {count} {reason}"))
+        .collect();
+    Failure::other(anyhow!(
+        "nothing was written, because no rule comes of the connections of the chosen namespaces ({}){}",
+        connections.len(),
+        reasons.concat(),
+    ))
+}
+
+/// For whoever wants no policies that may lack something.
+fn refuse_losses(observed: &Observed) -> Result<(), Failure> {
+    let mut lines: Vec<String> = observed
+        .losses
+        .iter()
+        .take(MAX_LISTED)
+        .map(Lost::to_string)
+        .collect();
+    if let Some(more @ 1..) = observed.losses.len().checked_sub(MAX_LISTED) {
+        lines.push(format!("and {more} more"));
+    }
+    let what = match (observed.lost(), observed.skipped) {
+        (0, 0) => return Ok(()),
+        (0, 1) => "1 line was skipped".to_owned(),
+        // Of a ledger, which has no lines.
+        (lost @ 1.., _) => format!("{lost} observations were lost"),
+        (0, skipped) => format!("{skipped} lines were skipped"),
+    };
+    let lines: Vec<String> = lines
+        .iter()
+        .map(|line| format!("\n  {}", table::printable(line)))
+        .collect();
+    Err(Failure::other(anyhow!(
+        "--strict: {what}, and policies may lack rules for them{}",
+        lines.concat()
+    )))
 }

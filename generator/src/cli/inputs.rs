@@ -1,6 +1,10 @@
 //! What several commands read: flow records, folders of policies, the cluster's objects.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
@@ -9,12 +13,16 @@ use serde::Serialize;
 
 use super::{Failure, policy_args::namespace, source::Source};
 use crate::{
-    evaluate::World,
+    evaluate::{BeyondFlows, Policies, World},
     flows::{self, Input, OnBadLine},
     ledger::{Edge, Ledger},
     policy_files::{self, Folder},
     store::{self, State},
+    table::printable,
 };
+
+/// Labels and names that are listed in a hint.
+const MAX_LISTED: usize = 10;
 
 /// How input is read and output is written.
 #[derive(Debug, Args)]
@@ -83,6 +91,25 @@ pub(super) struct Lost {
     pub(super) node: String,
     pub(super) reason: String,
     pub(super) count: u64,
+}
+
+impl Observed {
+    /// How many observations were lost in all.
+    pub(super) fn lost(&self) -> u64 {
+        let counts = self.losses.iter().map(|lost| lost.count);
+        counts.fold(0, u64::saturating_add)
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            node,
+            reason,
+            count,
+        } = self;
+        write!(f, "node {node}: {count} observations lost: {reason}")
+    }
 }
 
 impl Reading {
@@ -168,13 +195,66 @@ impl Judging {
     /// # Errors
     /// If the topology cannot be read.
     pub(super) fn world(&self, edges: &[Edge]) -> Result<World, Failure> {
-        let mut world = match &self.topology {
-            None => World::default(),
-            Some(source) => World::of_objects(&source.load().map_err(Failure::input)?.0),
-        };
-        world.add_edges(edges);
-        Ok(world)
+        world(self.topology.as_ref(), edges)
     }
+
+    /// Says on standard error, and returns for programs, what the policies ask for that flow records do not tell. There is
+    /// nothing to say where a topology tells it.
+    pub(super) fn hints(&self, policies: &[&Policies]) -> Vec<String> {
+        if self.topology.is_some() {
+            return Vec::new();
+        }
+        let beyond: Vec<BeyondFlows<'_>> = policies
+            .iter()
+            .map(|policies| policies.beyond_flows())
+            .collect();
+        let labels = beyond.iter().flat_map(|beyond| &beyond.namespace_labels);
+        let ports = beyond.iter().flat_map(|beyond| &beyond.port_names);
+        let hints: Vec<String> = [
+            hint(labels.copied().collect(), "namespaces", "labels"),
+            hint(ports.copied().collect(), "ports of pods", "names"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        for hint in &hints {
+            eprintln!("microshield: {hint}");
+        }
+        hints
+    }
+}
+
+/// The world of the edges, with what a topology says of it.
+///
+/// # Errors
+/// If the topology cannot be read.
+pub(super) fn world(topology: Option<&Source>, edges: &[Edge]) -> Result<World, Failure> {
+    let mut world = match topology {
+        None => World::default(),
+        Some(source) => World::of_objects(&source.load().map_err(Failure::input)?.0),
+    };
+    world.add_edges(edges);
+    Ok(world)
+}
+
+/// What is said where policies ask for these labels or names.
+fn hint(asked_for: BTreeSet<&str>, of: &str, what: &str) -> Option<String> {
+    let more = asked_for.len().checked_sub(MAX_LISTED);
+    let mut listed: Vec<String> = asked_for
+        .into_iter()
+        .take(MAX_LISTED)
+        .map(|name| format!("`{}`", printable(name)))
+        .collect();
+    if let Some(more @ 1..) = more {
+        listed.push(format!("{more} more"));
+    }
+    (!listed.is_empty()).then(|| {
+        format!(
+            "policies ask for {what} of {of} that flow records do not tell, and are judged as if there were none of them: \
+             {}; --topology file=PATH tells them",
+            listed.join(", ")
+        )
+    })
 }
 
 /// Reads all that a ledger holds.

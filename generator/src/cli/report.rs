@@ -109,7 +109,7 @@ impl Report<'_> {
             changes: self.changes,
             notices: &self.plan.notices,
             one_sided: self.plan.one_sided(self.chosen),
-            added_addresses: self.plan.added_addresses(),
+            added_addresses: self.plan.added_addresses(self.chosen),
             proof: self.proof,
         };
         serde_json::to_writer(&mut *to, &json)?;
@@ -126,18 +126,9 @@ impl Report<'_> {
 
     /// What became of the folder, and what must be known of the policies.
     pub(super) fn write_summary(&self, to: &mut dyn Write) -> io::Result<()> {
-        for Lost {
-            node,
-            reason,
-            count,
-        } in &self.observed.losses
-        {
-            let line = format!("node {node}: {count} observations lost: {reason}");
-            writeln!(
-                to,
-                "{}: connections may be missing",
-                table::printable(&line)
-            )?;
+        for lost in &self.observed.losses {
+            let line = table::printable(&lost.to_string());
+            writeln!(to, "{line}: connections may be missing")?;
         }
         match self.observed.skipped {
             0 => {}
@@ -168,7 +159,7 @@ impl Report<'_> {
             }
         }
         self.write_one_sided(to)?;
-        match self.plan.added_addresses() {
+        match self.plan.added_addresses(self.chosen) {
             0 => {}
             added => writeln!(
                 to,

@@ -28,6 +28,8 @@ pub enum Problem {
     Duplicate,
     #[error("`{0}` is not a policy type: `Ingress` or `Egress`")]
     PolicyType(String),
+    #[error("more than two policy types")]
+    PolicyTypes,
     #[error("`{0}` is not an operator: `In`, `NotIn`, `Exists` or `DoesNotExist`")]
     Operator(String),
     #[error("operator `{0}` needs at least one value")]

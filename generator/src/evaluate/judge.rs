@@ -85,8 +85,8 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// What the policies say of an edge. Of a service any backend may answer, so an edge to it is denied if it is denied at one
-    /// of them.
+    /// What the policies say of an edge. Of a service any backend may answer, and a pod may have been seen with any of its
+    /// addresses, so an edge is denied if it is denied for one of them.
     #[must_use]
     pub fn verdict_on_edge(&self, edge: &Edge) -> Verdict {
         let mut verdict = Verdict {
@@ -317,20 +317,22 @@ impl Class<'_> {
     }
 }
 
-/// The connections that an edge stands for: several if its server is a service with several backends.
+/// The connections that an edge stands for: several if its server is a service with several backends, or if an end is a
+/// pod with several addresses.
 pub fn connections(world: &World, edge: &Edge) -> impl Iterator<Item = Connection> + use<> {
-    let sources = world.ends(&edge.client, edge.client_address);
-    let destinations = world.ends(&edge.server, edge.server_address);
-    let (protocol, port) = (edge.protocol, edge.port);
-    sources.into_iter().flat_map(move |source| {
-        let destinations = destinations.clone().into_iter();
-        destinations.map(move |destination| Connection {
-            source,
-            destination,
-            protocol,
-            port,
-        })
-    })
+    let mut connections = Vec::new();
+    for (client, server) in edge.addresses() {
+        let destinations = world.ends(&edge.server, server);
+        for source in world.ends(&edge.client, client) {
+            connections.extend(destinations.iter().map(|destination| Connection {
+                source,
+                destination: *destination,
+                protocol: edge.protocol,
+                port: edge.port,
+            }));
+        }
+    }
+    connections.into_iter()
 }
 
 fn lets_through(

@@ -36,7 +36,7 @@ pub use self::{
     diff::{Change, Diff, Effect, diff},
     error::{InvalidPolicy, Problem},
     judge::{Judge, connections},
-    policies::{Compiler, Policies, Policy, PolicyId, RuleId},
+    policies::{BeyondFlows, Compiler, Policies, Policy, PolicyId, RuleId},
     ports::NamedPort,
     proof::{Denial, Denied, NeverSeen, PortRange, Proof, RuleName, Unused, denials, prove},
     symbolic::Symbolic,

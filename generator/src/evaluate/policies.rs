@@ -2,13 +2,20 @@
 
 mod compile;
 
-use std::{borrow::Borrow, collections::HashMap, fmt, net::IpAddr};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeSet, HashMap},
+    fmt,
+    net::IpAddr,
+};
 
 use flow::record::Direction;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 pub use self::compile::Compiler;
-use super::{block::Block, error::InvalidPolicy, ports::Ports, selector::Selector};
+use super::{
+    block::Block, error::InvalidPolicy, ports::Ports, selector::Selector, world::NAMESPACE_NAME,
+};
 
 /// A set of policies as the API server would have accepted them.
 ///
@@ -84,6 +91,15 @@ pub(super) enum NamespacePeer {
     Selected(Selector),
 }
 
+/// What policies ask for that flow records do not tell, but the cluster's objects do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BeyondFlows<'a> {
+    /// The keys by which they select namespaces, but for the one that holds the namespace's name.
+    pub namespace_labels: BTreeSet<&'a str>,
+    /// The names of ports.
+    pub port_names: BTreeSet<&'a str>,
+}
+
 impl Policies {
     /// Checks and prepares policies. Their order does not matter.
     ///
@@ -134,6 +150,27 @@ impl Policies {
     /// All policies, by namespace and name.
     pub fn ids(&self) -> impl Iterator<Item = PolicyId> + use<> {
         (0..self.policies.len()).map(PolicyId)
+    }
+
+    /// What they ask for that flow records do not tell.
+    #[must_use]
+    pub fn beyond_flows(&self) -> BeyondFlows<'_> {
+        let keys = self
+            .pod_peers
+            .iter()
+            .flat_map(|peer| match &peer.namespaces {
+                NamespacePeer::Own(_) => Vec::new(),
+                NamespacePeer::Selected(selector) => selector.keys().collect(),
+            });
+        let rules = self.policies.iter().flat_map(|policy| {
+            let rules = [&policy.ingress, &policy.egress];
+            rules.into_iter().flatten()
+        });
+        let names = rules.flat_map(Rules::all_ports).filter_map(Ports::name);
+        BeyondFlows {
+            namespace_labels: keys.filter(|key| *key != NAMESPACE_NAME).collect(),
+            port_names: names.collect(),
+        }
     }
 
     /// The policies of a namespace.

@@ -52,6 +52,14 @@ impl Ports {
         }
     }
 
+    /// The name, if they are given by one.
+    pub(super) fn name(&self) -> Option<&str> {
+        match &self.numbers {
+            Numbers::Range(..) => None,
+            Numbers::Named(name) => Some(name),
+        }
+    }
+
     pub(super) fn compile(port: &NetworkPolicyPort, at: &At<'_>) -> Result<Self, Flaw> {
         let protocol = match port.protocol.as_deref() {
             None | Some("TCP") => Protocol::Tcp,

@@ -63,6 +63,13 @@ impl Selector {
             })
     }
 
+    /// The keys of the labels that it looks at.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.requirements
+            .iter()
+            .map(|requirement| requirement.key.as_str())
+    }
+
     /// Sets of labels that tell this selector from others: the smallest that it selects, if it selects any, and what
     /// becomes of that when one of its labels is another one.
     pub(super) fn samples(&self) -> Vec<Labels> {

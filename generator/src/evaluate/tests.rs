@@ -214,7 +214,8 @@ fn a_pod_that_the_cluster_knows_to_be_in_its_nodes_network_is_its_node() {
         1
     );
     let mut world = World::default();
-    world.add_host_pod((&known.uid, "weave", &known.name), "node-2", []);
+    let id = (&*known.uid, "weave", &*known.name);
+    world.add_host_pod(id, &known.labels, "node-2", &[]);
     world.add_edges(&edges);
     assert_eq!(prove(&edges, &policies, &world).denied, []);
 

@@ -26,6 +26,10 @@ pub struct World {
     pods_by_label: LabelIndex,
     /// The pods that are in the network of a node.
     host_pods: HashMap<PodKey, NodeId>,
+    /// What services need to know of them, whether their node is known or not.
+    host_backends: Vec<HostBackend>,
+    host_backends_by_key: HashMap<PodKey, usize>,
+    host_backends_by_label: LabelIndex,
     nodes: Vec<Node>,
     nodes_by_name: HashMap<String, NodeId>,
     owners: HashMap<IpAddr, Owner>,
@@ -52,6 +56,15 @@ pub struct Pod {
     pub ports: Vec<NamedPort>,
     /// `spec.nodeName`.
     pub node: Option<String>,
+}
+
+/// A pod in its node's network, as one that a service leads to.
+#[derive(Clone, Debug)]
+struct HostBackend {
+    namespace: String,
+    labels: Labels,
+    /// `status.podIPs`, or where these are not known the addresses that were seen.
+    addresses: BTreeSet<IpAddr>,
 }
 
 /// A node, with the pods in its network.
@@ -135,13 +148,42 @@ impl World {
     pub fn add_host_pod(
         &mut self,
         (uid, namespace, name): (&str, &str, &str),
+        labels: &Labels,
         node: &str,
-        addresses: impl IntoIterator<Item = IpAddr>,
+        addresses: &[IpAddr],
     ) {
-        let node = self.add_node(node, addresses);
+        let node = self.add_node(node, addresses.iter().copied());
         for key in [key(uid, namespace, name), key_of_name(namespace, name)] {
             self.host_pods.insert(key, node);
         }
+        let key = key(uid, namespace, name);
+        self.add_host_backend(key, namespace, labels, addresses);
+    }
+
+    /// Adds a pod in a node's network to those that services lead to, or further addresses of it.
+    fn add_host_backend(
+        &mut self,
+        key: PodKey,
+        namespace: &str,
+        labels: &Labels,
+        addresses: &[IpAddr],
+    ) {
+        let number = match self.host_backends_by_key.get(&key) {
+            Some(number) => *number,
+            None => {
+                let number = self.host_backends.len();
+                self.host_backends_by_key.insert(key, number);
+                self.host_backends_by_label.add(number, labels);
+                self.host_backends.push(HostBackend {
+                    namespace: namespace.to_owned(),
+                    labels: labels.clone(),
+                    addresses: BTreeSet::new(),
+                });
+                number
+            }
+        };
+        let known = &mut self.host_backends[number].addresses;
+        known.extend(addresses.iter().map(IpAddr::to_canonical));
     }
 
     /// Adds a pod with addresses of its own. A pod of the same uid, or without uid of the same name, is the same pod: it

@@ -41,4 +41,57 @@ impl Edge {
     pub fn count(&self) -> u64 {
         self.seen_by_client.max(self.seen_by_server)
     }
+
+    /// The addresses, client's and server's, that its connections may have carried: those of the newest, and where an end
+    /// is a pod with further addresses, these. Records of one pod are added up whatever its address, so of a pod with
+    /// addresses of both families it is not known which of them the older connections carried. Each address of either end
+    /// is in at least one pair, and both of a pair are of one family unless just so they were seen.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<(IpAddr, IpAddr)> {
+        let seen = (
+            self.client_address.to_canonical(),
+            self.server_address.to_canonical(),
+        );
+        let mut pairs = vec![seen];
+        let has_further = |end, seen| {
+            let mut addresses = own_addresses(end).iter();
+            addresses.any(|address| address.to_canonical() != seen)
+        };
+        if !has_further(&self.client, seen.0) && !has_further(&self.server, seen.1) {
+            return pairs;
+        }
+        let clients = with_further(&self.client, seen.0);
+        let servers = with_further(&self.server, seen.1);
+        for is_ipv4 in [true, false] {
+            let of_family = |addresses: &BTreeSet<IpAddr>| -> Vec<IpAddr> {
+                let of_family = addresses
+                    .iter()
+                    .filter(|address| address.is_ipv4() == is_ipv4);
+                of_family.copied().collect()
+            };
+            let (clients, servers) = (of_family(&clients), of_family(&servers));
+            let most = clients.len().max(servers.len());
+            let clients = clients.into_iter().cycle();
+            let servers = servers.into_iter().cycle();
+            let others = clients.zip(servers).take(most);
+            pairs.extend(others.filter(|pair| *pair != seen));
+        }
+        pairs
+    }
+}
+
+/// The known addresses of a pod that has addresses of its own.
+fn own_addresses(endpoint: &Endpoint) -> &[IpAddr] {
+    match endpoint {
+        Endpoint::Pod { pod, .. } if !pod.host_network => &pod.addresses,
+        _ => &[],
+    }
+}
+
+fn with_further(endpoint: &Endpoint, seen: IpAddr) -> BTreeSet<IpAddr> {
+    own_addresses(endpoint)
+        .iter()
+        .map(IpAddr::to_canonical)
+        .chain([seen])
+        .collect()
 }

@@ -52,15 +52,11 @@ pub fn plan<'a>(edges: &'a [Edge], options: &'a Options) -> Plan<'a> {
         ..
     } = builder;
 
-    let mut added = HashMap::new();
-    for (of, directed) in &mut openings {
-        let merged = merge_external(directed, options);
-        let sum = added.entry(of.0).or_insert(0_u128);
-        // Two blocks may have all IPv6 addresses each.
-        *sum = sum.saturating_add(merged);
+    for directed in openings.values_mut() {
+        merge_external(directed, options);
     }
     minimal::reduce(&mut openings, &cluster, &mut ends, edges);
-    let (policies, places) = drafts(&cluster, &ends, &openings, &added, edges);
+    let (policies, places) = drafts(&cluster, &ends, &openings, edges);
     let mut rules = Vec::new();
     for ((target, direction), directed) in openings {
         for (key, opening) in directed {
@@ -159,7 +155,9 @@ impl Builder<'_> {
         let ignores_node = self.options.own_node == OwnNode::Ignore;
         let own_node = (ignores_node && is_from_own_node(edge)).then_some(Reason::OwnNode);
         if let Some(reason) = own_node.or(left_out) {
-            self.notices.insert(Notice::new(edge, reason));
+            if own_node.is_some() || !self.is_allowed_query(index, edge) {
+                self.notices.insert(Notice::new(edge, reason));
+            }
             return;
         }
         for direction in [Direction::Egress, Direction::Ingress] {
@@ -171,20 +169,18 @@ impl Builder<'_> {
 
     fn add_side(&mut self, index: u32, edge: &Edge, direction: Direction) -> Result<(), Reason> {
         let (client, server) = self.ends.of_edge(index);
-        let (inside, outside, address) = match direction {
-            Direction::Egress => (client, server, edge.server_address),
-            Direction::Ingress => (server, client, edge.client_address),
+        let (inside, outside) = match direction {
+            Direction::Egress => (client, server),
+            Direction::Ingress => (server, client),
         };
+        let address = address_outside(edge, direction);
         let targets = inside.targets.as_ref().map_err(|reason| *reason)?;
         if targets.is_empty() {
             return Ok(());
         }
-        let is_covered = |target: &&TargetIndex| match direction {
-            Direction::Egress => self.is_cluster_dns(edge),
-            Direction::Ingress => self.is_query_to(**target, edge),
-        };
-        let (covered, targets): (Vec<&TargetIndex>, Vec<&TargetIndex>) =
-            targets.iter().partition(is_covered);
+        let (covered, targets): (Vec<&TargetIndex>, Vec<&TargetIndex>) = targets
+            .iter()
+            .partition(|target| self.is_covered(**target, direction, edge));
         for target in covered {
             self.open(*target, direction, Other::Dns, index, inside.pod);
         }
@@ -193,7 +189,11 @@ impl Builder<'_> {
         }
         let mut peers: Vec<Other> = match outside.peers.as_ref().map_err(|reason| *reason)? {
             Peers::These(peers) => peers.iter().cloned().map(Other::Peer).collect(),
-            Peers::Address | Peers::Unlabelled => vec![Other::Peer(Peer::address(address))],
+            Peers::Address => vec![Other::Peer(Peer::address(address))],
+            Peers::Unlabelled => {
+                let addresses = addresses_outside(edge, direction).into_iter();
+                addresses.map(Peer::address).map(Other::Peer).collect()
+            }
             Peers::External => vec![Other::External(address.to_canonical())],
         };
         if self.options.enforcer == Enforcer::WeaveNpc && peers.iter().any(is_ipv6) {
@@ -234,14 +234,36 @@ impl Builder<'_> {
         opening.edges.push(index);
     }
 
+    /// Whether the rules for DNS, which stand in any case, let the edge through at all ends that policies govern.
+    fn is_allowed_query(&self, index: u32, edge: &Edge) -> bool {
+        let (client, server) = self.ends.of_edge(index);
+        [(Direction::Egress, client), (Direction::Ingress, server)]
+            .into_iter()
+            .all(|(direction, inside)| {
+                inside.targets.as_ref().is_ok_and(|targets| {
+                    let mut targets = targets.iter();
+                    targets.all(|target| self.is_covered(*target, direction, edge))
+                })
+            })
+    }
+
+    /// Whether a rule for DNS of this policy covers the edge.
+    fn is_covered(&self, target: TargetIndex, direction: Direction, edge: &Edge) -> bool {
+        match direction {
+            Direction::Egress => self.is_cluster_dns(edge),
+            Direction::Ingress => self.is_query_to(target, edge),
+        }
+    }
+
     /// Whether the rule by which every policy lets its pods ask the cluster's DNS covers the edge.
     fn is_cluster_dns(&self, edge: &Edge) -> bool {
         let answers = match &edge.server {
             Endpoint::Pod { pod, .. } => !pod.host_network && manifest::are_of_dns(&pod.labels),
             Endpoint::Service(service) => {
                 let mut pods = self.cluster.pods_of(service).peekable();
-                manifest::are_of_dns(&service.selector)
-                    || pods.peek().is_some() && pods.all(|pod| manifest::are_of_dns(&pod.labels))
+                let is_of_dns = manifest::are_of_dns(&service.selector)
+                    || pods.peek().is_some() && pods.all(|pod| manifest::are_of_dns(&pod.labels));
+                is_of_dns && self.cluster.host_addresses_of(service).is_empty()
             }
             Endpoint::Node(_) | Endpoint::External(_) => false,
         };
@@ -292,8 +314,8 @@ fn left_out(
     (0_u32..).zip(edges).map(reason).collect()
 }
 
-/// Puts the external addresses of one direction of a policy into blocks. Returns how many addresses these hold besides.
-fn merge_external(directed: &mut Directed, options: &Options) -> u128 {
+/// Puts the external addresses of one direction of a policy into blocks.
+fn merge_external(directed: &mut Directed, options: &Options) {
     let mut ports = BTreeMap::<IpAddr, BTreeSet<(Protocol, u16)>>::new();
     for key in directed.keys() {
         if let Other::External(address) = key.peer {
@@ -302,12 +324,12 @@ fn merge_external(directed: &mut Directed, options: &Options) -> u128 {
         }
     }
     if ports.is_empty() {
-        return 0;
+        return;
     }
     let merged = blocks::merge(ports, &options.blocks);
     for (key, opening) in std::mem::take(directed) {
         let peer = match key.peer {
-            Other::External(address) => match merged.blocks.get(&address) {
+            Other::External(address) => match merged.get(&address) {
                 Some(block) => Other::Peer(Peer::Block(*block)),
                 None => Other::External(address),
             },
@@ -318,7 +340,6 @@ fn merge_external(directed: &mut Directed, options: &Options) -> u128 {
         known.edges.extend(opening.edges);
         known.edges.sort_unstable();
     }
-    merged.added
 }
 
 /// The policies sorted by namespace and name, and which of them is whose.
@@ -326,7 +347,6 @@ fn drafts(
     cluster: &Cluster<'_>,
     ends: &Ends,
     openings: &Openings,
-    added: &HashMap<TargetIndex, u128>,
     edges: &[Edge],
 ) -> (Vec<Draft>, HashMap<TargetIndex, usize>) {
     let mut newest = BTreeMap::<TargetIndex, Timestamp>::new();
@@ -349,7 +369,6 @@ fn drafts(
                 target: ends.target(index).clone(),
                 pods: ends.governed_by(index),
                 newest: newest[&index],
-                added_addresses: added.get(&index).copied().unwrap_or_default(),
             };
             (index, draft)
         })
@@ -360,6 +379,24 @@ fn drafts(
     let places = drafts.iter().enumerate();
     let places = places.map(|(place, (index, _))| (*index, place)).collect();
     (drafts.into_iter().map(|(_, draft)| draft).collect(), places)
+}
+
+/// The address that the traffic carried of the end outside: of the server for egress, of the client for ingress.
+pub(super) const fn address_outside(edge: &Edge, direction: Direction) -> IpAddr {
+    match direction {
+        Direction::Egress => edge.server_address,
+        Direction::Ingress => edge.client_address,
+    }
+}
+
+/// The same where there may be several.
+pub(super) fn addresses_outside(edge: &Edge, direction: Direction) -> BTreeSet<IpAddr> {
+    let pairs = edge.addresses().into_iter();
+    let outside = pairs.map(|(client, server)| match direction {
+        Direction::Egress => server,
+        Direction::Ingress => client,
+    });
+    outside.collect()
 }
 
 fn is_ipv6(peer: &Other) -> bool {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -12,7 +13,7 @@ use flow::{
 
 use super::{
     labels::{STATEFULSET_POD, selects, stable},
-    manifest::are_of_dns,
+    manifest::{DNS_NAMESPACE, are_of_dns},
     target::Target,
 };
 use crate::{label_index::LabelIndex, ledger::Edge};
@@ -31,6 +32,10 @@ pub(super) struct Cluster<'a> {
     /// The pods with addresses of their own, by their labels.
     labelled: LabelIndex,
     by_number: Vec<&'a Pod>,
+    /// The pods in their node's network likewise, each with its addresses.
+    host_labelled: LabelIndex,
+    host_by_number: Vec<(&'a Pod, BTreeSet<IpAddr>)>,
+    host_numbers: BTreeMap<PodId, usize>,
 }
 
 impl<'a> Cluster<'a> {
@@ -42,12 +47,21 @@ impl<'a> Cluster<'a> {
             dns: BTreeSet::new(),
             labelled: LabelIndex::default(),
             by_number: Vec::new(),
+            host_labelled: LabelIndex::default(),
+            host_by_number: Vec::new(),
+            host_numbers: BTreeMap::new(),
         };
         for edge in edges {
-            for endpoint in [&edge.client, &edge.server] {
+            for (endpoint, address) in [
+                (&edge.client, edge.client_address),
+                (&edge.server, edge.server_address),
+            ] {
                 match endpoint {
                     Endpoint::Pod { pod, service } => {
                         cluster.add_pod(pod);
+                        if pod.host_network {
+                            cluster.add_host_pod(pod, address);
+                        }
                         cluster.add_service(service.as_ref());
                     }
                     Endpoint::Service(service) => cluster.add_service(Some(service)),
@@ -76,6 +90,20 @@ impl<'a> Cluster<'a> {
             Entry::Occupied(mut entry) => entry
                 .get_mut()
                 .retain(|key, value| pod.labels.get(key) == Some(value)),
+        }
+    }
+
+    /// Services lead to the addresses that the API gives; where these are not known, to those that were seen.
+    fn add_host_pod(&mut self, pod: &'a Pod, seen: IpAddr) {
+        let next = self.host_by_number.len();
+        let number = *self.host_numbers.entry(PodId::of(pod)).or_insert(next);
+        if number == next {
+            self.host_labelled.add(number, &pod.labels);
+            let known = pod.addresses.iter().map(IpAddr::to_canonical).collect();
+            self.host_by_number.push((pod, known));
+        }
+        if pod.addresses.is_empty() {
+            self.host_by_number[number].1.insert(seen.to_canonical());
         }
     }
 
@@ -117,9 +145,14 @@ impl<'a> Cluster<'a> {
         (!labels.is_empty()).then_some((key, labels))
     }
 
-    /// Whether the cluster's DNS is among the pods that the target governs, as far as they were seen.
+    /// Whether the cluster's DNS is among the pods that the target governs: as far as they were seen, and wherever the
+    /// target is all pods of the namespace in which it is by convention. There it may be unseen, as what asks it is where
+    /// UDP is not captured, and closing it would stop the whole cluster.
     pub(super) fn has_dns_in(&self, target: &Target) -> bool {
-        are_of_dns(&target.selector)
+        let is_all_of_its_namespace =
+            target.selector.is_empty() && target.id.namespace == DNS_NAMESPACE;
+        is_all_of_its_namespace
+            || are_of_dns(&target.selector)
             || self.dns.iter().any(|(namespace, labels)| {
                 *namespace == target.id.namespace && selects(&target.selector, labels)
             })
@@ -130,18 +163,31 @@ impl<'a> Cluster<'a> {
         &'s self,
         service: &'s Service,
     ) -> impl Iterator<Item = &'a Pod> + 's {
-        let pairs = service
-            .selector
-            .iter()
-            .map(|(key, value)| (&**key, &**value));
-        let candidates = self.labelled.rarest(pairs).unwrap_or_default();
-        candidates
-            .iter()
-            .map(|number| self.by_number[*number])
-            .filter(|pod| {
-                pod.namespace == service.namespace && selects(&service.selector, &pod.labels)
-            })
+        candidates(&self.labelled, service)
+            .map(|number| self.by_number[number])
+            .filter(|pod| is_of(pod, service))
     }
+
+    /// The addresses of the pods in their node's network that a service selects, each once.
+    pub(super) fn host_addresses_of(&self, service: &Service) -> BTreeSet<IpAddr> {
+        candidates(&self.host_labelled, service)
+            .map(|number| &self.host_by_number[number])
+            .filter(|(pod, _)| is_of(pod, service))
+            .flat_map(|(_, addresses)| addresses)
+            .copied()
+            .collect()
+    }
+}
+
+/// What has the rarest of the labels that a service selects by.
+fn candidates<'s>(index: &'s LabelIndex, service: &'s Service) -> impl Iterator<Item = usize> + 's {
+    let pairs = service.selector.iter();
+    let pairs = pairs.map(|(key, value)| (&**key, &**value));
+    index.rarest(pairs).unwrap_or_default().iter().copied()
+}
+
+fn is_of(pod: &Pod, service: &Service) -> bool {
+    pod.namespace == service.namespace && selects(&service.selector, &pod.labels)
 }
 
 /// The controller of a pod. Records of MicroShield do not name it: there it is taken from the names and labels that

@@ -32,6 +32,9 @@ const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// The label that the pods of a cluster's DNS have by convention, whichever server they run.
 const DNS_PODS: (&str, &str) = ("k8s-app", "kube-dns");
+
+/// The namespace in which they are by convention.
+pub(super) const DNS_NAMESPACE: &str = "kube-system";
 pub(super) const DNS_PORT: u16 = 53;
 
 /// Whether labels, or a selector, are those of the cluster's DNS.

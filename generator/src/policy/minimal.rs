@@ -23,7 +23,7 @@ use flow::{
 use ipnet::IpNet;
 
 use super::{
-    build::{Key, Openings, Other},
+    build::{Key, Openings, Other, address_outside, addresses_outside},
     cluster::Cluster,
     ends::{Ends, TargetIndex},
     labels::selects,
@@ -345,9 +345,9 @@ impl<'a> Covers<'a> {
     fn of(&self, edge: u32, direction: Direction) -> Vec<Vec<Number>> {
         let (client, server) = self.ends.places_of_edge(edge);
         let of_edge = &self.edges[edge as usize];
-        let (inside, outside, address) = match direction {
-            Direction::Egress => (client, server, of_edge.server_address),
-            Direction::Ingress => (server, client, of_edge.client_address),
+        let (inside, outside) = match direction {
+            Direction::Egress => (client, server),
+            Direction::Ingress => (server, client),
         };
         let (first, second) = self.ends.of_edge(edge);
         let other = match direction {
@@ -356,8 +356,12 @@ impl<'a> Covers<'a> {
         };
         let outside: Vec<Vec<PeerNumber>> = match &other.peers {
             Err(_) => Vec::new(),
-            Ok(Peers::Address | Peers::Unlabelled | Peers::External) => {
-                vec![self.blocks_of(address)]
+            Ok(Peers::Address | Peers::External) => {
+                vec![self.blocks_of(address_outside(of_edge, direction))]
+            }
+            Ok(Peers::Unlabelled) => {
+                let addresses = addresses_outside(of_edge, direction).into_iter();
+                addresses.map(|address| self.blocks_of(address)).collect()
             }
             Ok(Peers::These(peers)) => peers
                 .iter()

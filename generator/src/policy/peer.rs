@@ -27,7 +27,7 @@ pub(super) enum Peer {
 pub(super) enum Peers {
     /// Pods by labels, or the backends of a service.
     These(Vec<Peer>),
-    /// The address that the traffic carried, of a pod that has no labels to select it by.
+    /// The addresses that the traffic may have carried, of a pod that has no labels to select it by.
     Unlabelled,
     /// The address that the traffic carried, of a node or of a pod in its network.
     Address,
@@ -76,7 +76,13 @@ impl Peers {
                 if selector.is_empty() {
                     return Err(Reason::Unlabelled);
                 }
-                pods(&service.namespace, selector)
+                // Selectors do not match pods in their node's network, so these are given by their addresses.
+                let hosts = cluster.host_addresses_of(service).into_iter();
+                let mut peers = pods(&service.namespace, selector)?;
+                if let Self::These(peers) = &mut peers {
+                    peers.extend(hosts.map(Peer::address));
+                }
+                Ok(peers)
             }
             Endpoint::Pod { .. } | Endpoint::Node(_) => Ok(Self::Address),
             Endpoint::External(_) => Ok(Self::External),

@@ -1,15 +1,21 @@
 //! What could be written: every policy, with every rule and what speaks for it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use flow::{
+    endpoint::Endpoint,
     record::{Direction, Protocol},
     time::Timestamp,
 };
+use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::{
-    Namespaces, Notice, Options, PolicyTypes,
+    Namespaces, Notice, Options, PolicyTypes, blocks,
     ends::{Ends, GroupId},
     evidence::{Evidence, Gathered},
     manifest::{self, Spec},
@@ -46,8 +52,6 @@ pub struct Draft {
     pub pods: usize,
     /// When something was seen last that had not been seen before.
     pub newest: Timestamp,
-    /// External addresses that rules for ingress and for egress let through although they were not seen.
-    pub added_addresses: u128,
 }
 
 impl Draft {
@@ -249,11 +253,36 @@ impl Plan<'_> {
         one_sided
     }
 
-    /// How many external addresses the policies let through that were not seen, because addresses were merged.
+    /// How many external addresses the policies with the chosen rules let through that were not seen, because addresses
+    /// were merged. What two policies, or both directions of one, let through counts twice.
     #[must_use]
-    pub fn added_addresses(&self) -> u128 {
-        let added = self.policies.iter().map(|draft| draft.added_addresses);
-        added.fold(0, u128::saturating_add)
+    pub fn added_addresses(&self, chosen: &[bool]) -> u128 {
+        let mut seen = BTreeMap::<(usize, Direction, IpNet), BTreeSet<IpAddr>>::new();
+        for (rule, _) in self.rules.iter().zip(chosen).filter(|(_, chosen)| **chosen) {
+            let Some(Peer::Block(block)) = &rule.peer else {
+                continue;
+            };
+            // Single addresses may be those of nodes and pods, and nothing was merged there.
+            if block.prefix_len() == block.max_prefix_len() {
+                continue;
+            }
+            let seen = seen
+                .entry((rule.policy, rule.direction, *block))
+                .or_default();
+            for edge in rule.edges.iter().map(|edge| &self.edges[*edge as usize]) {
+                let (outside, address) = match rule.direction {
+                    Direction::Egress => (&edge.server, edge.server_address),
+                    Direction::Ingress => (&edge.client, edge.client_address),
+                };
+                if matches!(outside, Endpoint::External(_)) {
+                    seen.insert(address.to_canonical());
+                }
+            }
+        }
+        seen.into_iter().fold(0, |sum, ((.., block), seen)| {
+            // Two blocks may have all IPv6 addresses each.
+            sum.saturating_add(blocks::size(block).saturating_sub(seen.len() as u128))
+        })
     }
 
     fn chosen<'s>(

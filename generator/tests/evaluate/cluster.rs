@@ -44,7 +44,7 @@ impl Cluster {
                 let namespace = pod.metadata.namespace.as_deref().unwrap();
                 let node = spec.node_name.as_ref().unwrap();
                 let id = ("", namespace, name(&pod.metadata));
-                world.add_host_pod(id, node, pod_addresses(pod));
+                world.add_host_pod(id, &labels(&pod.metadata), node, &pod_addresses(pod));
                 continue;
             }
             let ports = spec

@@ -197,6 +197,28 @@ async fn policies_are_made_and_judged_from_it_while_it_is_in_use() {
     assert!(summary.contains("flows allowed: 1, denied: 0"), "{summary}");
     let lost = ": 3 observations lost: ring_full: connections may be missing\n";
     assert!(summary.contains(lost), "{summary}");
+    let strict = [
+        "generate",
+        "-A",
+        "-a",
+        "-o",
+        folder,
+        "--forbid-dns",
+        "--strict",
+        "--data-dir",
+        data_dir,
+    ];
+    let output = run(&strict);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.contains("--strict: 3 observations were lost"),
+        "{stderr}"
+    );
+    let said = stderr.lines().last().unwrap();
+    assert!(said.ends_with(": 3 observations lost: ring_full"), "{said}");
+    let again = stdout(&["generate", "-A", "-a", "-o", folder]);
+    assert!(again.contains(": 0 files written, 2 unchanged"), "{again}");
     let audit = stdout(&["audit", "-p", folder]);
     assert!(audit.starts_with("flows: 1 judged, 1 allowed, "), "{audit}");
     let explanation = stdout(&["explain", "-p", folder, "shop/policy-db"]);

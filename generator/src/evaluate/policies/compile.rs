@@ -216,6 +216,10 @@ fn concerned(types: &[String], has_egress: bool, at: &At<'_>) -> Result<(bool, b
     if types.is_empty() {
         return Ok((true, has_egress));
     }
+    // More are refused even where they say the same twice.
+    if types.len() > 2 {
+        return Err(Problem::PolicyTypes.at(at));
+    }
     let mut concerned = (false, false);
     for (i, name) in types.iter().enumerate() {
         match name.as_str() {

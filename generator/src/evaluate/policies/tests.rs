@@ -49,6 +49,11 @@ fn what_the_api_server_refuses_is_refused_with_its_field() {
         "spec.policyTypes[1]: `egress` is not a policy type: `Ingress` or `Egress`",
     );
     refused(
+        "{podSelector: {}, policyTypes: [Ingress, Egress, Ingress]}",
+        "spec.policyTypes: more than two policy types",
+    );
+    assert!(Policies::compile([&policy("{policyTypes: [Ingress, Ingress]}")]).is_ok());
+    refused(
         "{ingress: [{from: [{podSelector: {}}, {}]}]}",
         "spec.ingress[0].from[1]: has none of `podSelector`, `namespaceSelector` and `ipBlock`",
     );

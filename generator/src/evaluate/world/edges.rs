@@ -8,7 +8,7 @@ use flow::{
 };
 
 use super::{End, Pod, PodId, World, key};
-use crate::ledger::Edge;
+use crate::{label_index::LabelIndex, ledger::Edge};
 
 impl World {
     /// What the edges tell of a cluster: their ends, with the labels that were on the pods. Of a namespace nothing is
@@ -67,9 +67,10 @@ impl World {
                     let backends = service.backends.iter();
                     backends.map(|backend| self.end_at(*backend)).collect()
                 } else {
-                    self.backends(service)
-                        .map(|id| self.end_of_pod(id, address.is_ipv4()))
-                        .collect()
+                    let pods = self
+                        .backends(service)
+                        .map(|id| self.end_of_pod(id, address.is_ipv4()));
+                    pods.chain(self.host_backends(service)).collect()
                 };
                 if ends.is_empty() {
                     vec![End::External(address)]
@@ -90,12 +91,16 @@ impl World {
                     return;
                 }
                 if pod.host_network {
+                    let seen = [address];
+                    let known = pod.addresses.as_slice();
+                    let addresses = if known.is_empty() { &seen } else { known };
                     match &pod.node {
                         Some(node) => {
-                            self.add_node(node, [address]);
+                            self.add_node(node, addresses.iter().copied().chain(seen));
                         }
                         None => self.add_external(address),
                     }
+                    self.add_host_backend(key, &pod.namespace, &pod.labels, addresses);
                     return;
                 }
                 let addresses = pod.addresses.iter().copied().chain([address]);
@@ -131,7 +136,9 @@ impl World {
                     self.add_external(*backend);
                 }
             }
-        } else if self.backends(service).next().is_none() {
+        } else if self.backends(service).next().is_none()
+            && self.host_backends(service).next().is_none()
+        {
             // Known by a uid that no pod has, and not by name: a pod may bear the service's.
             let key = PodKey::Uid(format!("service {}/{}", service.namespace, service.name));
             if !self.pods_by_key.contains_key(&key) {
@@ -147,18 +154,23 @@ impl World {
         }
     }
 
-    /// The pods that a service with a selector selects.
+    /// The pods with addresses of their own that a service with a selector selects.
     fn backends<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = PodId> + 'a {
-        let selector = &service.selector;
-        let pairs = selector.iter().map(|(key, value)| (&**key, &**value));
-        let candidates = self.pods_by_label.rarest(pairs).unwrap_or_default();
-        candidates.iter().copied().map(PodId).filter(move |id| {
-            let pod = self.pod(*id);
-            pod.namespace == service.namespace
-                && selector
-                    .iter()
-                    .all(|(key, value)| pod.labels.get(key) == Some(value))
-        })
+        candidates(&self.pods_by_label, service)
+            .map(PodId)
+            .filter(|id| {
+                let pod = self.pod(*id);
+                selects(service, &pod.namespace, &pod.labels)
+            })
+    }
+
+    /// The pods in their node's network that a service with a selector selects: their nodes, at each of their addresses.
+    fn host_backends<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = End> + 'a {
+        candidates(&self.host_backends_by_label, service)
+            .map(|number| &self.host_backends[number])
+            .filter(|pod| selects(service, &pod.namespace, &pod.labels))
+            .flat_map(|pod| &pod.addresses)
+            .map(|address| self.end_at(*address))
     }
 
     /// A pod that is called at an address of this family.
@@ -173,6 +185,18 @@ impl World {
             None => End::External(address),
         }
     }
+}
+
+/// What has the rarest of the labels that a service selects by.
+fn candidates<'a>(index: &'a LabelIndex, service: &'a Service) -> impl Iterator<Item = usize> + 'a {
+    let pairs = service.selector.iter();
+    let pairs = pairs.map(|(key, value)| (&**key, &**value));
+    index.rarest(pairs).unwrap_or_default().iter().copied()
+}
+
+fn selects(service: &Service, namespace: &str, labels: &Labels) -> bool {
+    let mut pairs = service.selector.iter();
+    namespace == service.namespace && pairs.all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// The name of the service through which a pod is reached, else of its workload, else its own.

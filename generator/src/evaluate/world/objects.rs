@@ -37,8 +37,7 @@ impl World {
             }
             if *host_network {
                 if let Some(node) = node {
-                    let addresses = addresses.iter().copied();
-                    world.add_host_pod((uid, namespace, name), node, addresses);
+                    world.add_host_pod((uid, namespace, name), labels, node, addresses);
                 }
                 continue;
             }

@@ -1,5 +1,6 @@
 //! Policies as text: what each selects, and what each lets through.
 
+mod addresses;
 mod api_server;
 mod golden;
 mod minimal;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use flow::{
     endpoint::{Endpoint, Labels, Pod, Workload},
     record::{Direction::Ingress, FlowRecord, Protocol},
+    time::Timestamp,
 };
 use k8s_openapi::{
     api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
@@ -556,6 +558,76 @@ fn the_clusters_dns_answers_all_pods() {
     );
 }
 
+/// Queries over UDP are not captured, so no DNS pod need be in the records of a cluster that depends on it.
+#[test]
+fn the_namespace_of_the_clusters_dns_answers_all_pods_though_no_query_was_seen() {
+    let to = |namespace| record(Ingress, web(), served(namespace, "ms", "node-2"), 443, 1);
+    let policies = |namespace, granularity, allow_dns| {
+        let mut options = options(namespace, granularity);
+        options.allow_dns = allow_dns;
+        let synthesis = synthesise(&ledger([to(namespace)]).edges(), &options);
+        let ingress = |line: &String| line.contains(" < ");
+        let lines = synthesis.policies.iter().flat_map(describe);
+        lines.filter(ingress).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        policies("kube-system", Granularity::Namespace, true),
+        [
+            "policy-kube-system < {} 53/TCP 53/UDP",
+            "policy-kube-system < {shop}{app=web} 443/TCP",
+        ]
+    );
+    let closed = ["policy-kube-system < {shop}{app=web} 443/TCP"];
+    assert_eq!(
+        policies("kube-system", Granularity::Namespace, false),
+        closed
+    );
+    assert_eq!(
+        policies("kube-system", Granularity::Service, true),
+        ["policy-ms < {shop}{app=web} 443/TCP"]
+    );
+    assert_eq!(
+        policies("bank", Granularity::Namespace, true),
+        ["policy-bank < {shop}{app=web} 443/TCP"]
+    );
+}
+
+#[test]
+fn a_query_that_the_rules_for_dns_allow_is_not_said_to_be_left_out() {
+    let mut dns = pod("kube-system", "coredns", "node-2");
+    dns.labels = labels(&[("k8s-app", "kube-dns")]).into();
+    let from = |client, server: &Pod| record(Ingress, client, bare(server.clone()), 53, 1);
+    let records = [
+        record(Ingress, web(), db(), 3306, 5),
+        from(web(), &dns),
+        from(web(), &pod("shop", "own-dns", "node-1")),
+        from(node("node-1"), &dns),
+    ];
+    let options = Options {
+        allow_dns: true,
+        min_count: 2,
+        namespaces: Namespaces::All,
+        ..options("shop", Granularity::Service)
+    };
+    let notices = |options: &Options| {
+        let notices = synthesise(&ledger(records.clone()).edges(), options).notices;
+        let notices = notices.iter();
+        notices
+            .map(|notice| format!("{} -> {}", notice.client, notice.server))
+            .collect::<Vec<_>>()
+    };
+    let left_out = [
+        "node node-1 -> kube-system/coredns-node-2",
+        "shop/web-node-1 -> shop/own-dns-node-1",
+    ];
+    assert_eq!(notices(&options), left_out);
+    let options = Options {
+        allow_dns: false,
+        ..options
+    };
+    assert_eq!(notices(&options).len(), 3);
+}
+
 /// The hashes are those of FNV-1a over the targets' texts: names must not change between versions.
 #[test]
 fn names_are_valid_and_do_not_collide() {
@@ -744,7 +816,14 @@ fn external_addresses_are_merged_as_far_as_asked_but_no_nodes() {
         .collect();
     lines[1..].sort();
     assert_eq!(lines, expected);
-    assert_eq!(plan.added_addresses(), 14 + 15);
+    assert_eq!(plan.added_addresses(&plan.all()), 14 + 15);
+    let chosen = |port| {
+        let rules = plan.rules().iter();
+        rules.map(|rule| rule.port == port).collect::<Vec<_>>()
+    };
+    assert_eq!(plan.added_addresses(&chosen(3306)), 14);
+    assert_eq!(plan.added_addresses(&chosen(443)), 15);
+    assert_eq!(plan.added_addresses(&chosen(80)), 0);
 }
 
 #[test]

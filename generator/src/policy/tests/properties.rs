@@ -271,9 +271,9 @@ proptest! {
         let added = blocks.iter().map(|(.., block)| *block).filter(|block| !single(block)).map(|block| {
             size(block) - addresses.iter().filter(|address| block.contains(*address)).count() as u128
         });
-        prop_assert!(added.fold(0, u128::saturating_add) <= plan.added_addresses());
+        prop_assert!(added.fold(0, u128::saturating_add) <= plan.added_addresses(&plan.all()));
         if options.blocks == Blocks::default() {
-            prop_assert_eq!(plan.added_addresses(), 0);
+            prop_assert_eq!(plan.added_addresses(&plan.all()), 0);
             prop_assert!(blocks.iter().all(|(.., block)| single(block)));
         }
     }
