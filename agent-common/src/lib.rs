@@ -46,4 +46,16 @@ pub mod name {
     pub const LISTENERS: &str = "LISTENERS";
     /// The loss counters.
     pub const LOSSES: &str = "LOSSES";
+    /// The iterator over listeners that are older than the hooks.
+    pub const OPEN_LISTENERS: &str = "open_listeners";
+    /// The iterator over connections that are older than the hooks.
+    pub const OPEN_CONNECTIONS: &str = "open_connections";
+    /// The iterator over UDP sockets that are older than the programs which see their datagrams.
+    pub const OPEN_DATAGRAMS: &str = "open_datagrams";
+    /// Connections that are counted, while those that are older are looked for.
+    pub const WITNESSED: &str = "WITNESSED";
+    /// The array of one map that says whether they are looked for.
+    pub const ACTIVE_WITNESSED: &str = "ACTIVE_WITNESSED";
+    /// What was found of what is older.
+    pub const OPEN_BEFORE: &str = "OPEN_BEFORE";
 }

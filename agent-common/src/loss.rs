@@ -25,10 +25,16 @@ pub enum Loss {
     ClosesLost = 8,
     /// A connection's beginning was not remembered: the map of open ones was full, so its end will not be reported.
     OpenFull = 9,
+    /// A connection that was made while the agent started may be counted twice: there was no room to remember that it
+    /// is counted.
+    WitnessedFull = 10,
+    /// A connection that was open before the agent started was not counted: there was no room for it, or its socket
+    /// could not be read.
+    OpenBefore = 11,
 }
 
 /// The number of counters.
-pub const LOSSES: u32 = 10;
+pub const LOSSES: u32 = 12;
 
 impl Loss {
     /// All reasons, in the order of their counters.
@@ -43,6 +49,8 @@ impl Loss {
         Self::ConnectionsAdded,
         Self::ClosesLost,
         Self::OpenFull,
+        Self::WitnessedFull,
+        Self::OpenBefore,
     ];
 
     /// The reason's name in batches, logs and metrics.
@@ -59,6 +67,8 @@ impl Loss {
             Self::ConnectionsAdded => "connections_added_up",
             Self::ClosesLost => "closes_lost",
             Self::OpenFull => "open_connections_full",
+            Self::WitnessedFull => "witnessed_full",
+            Self::OpenBefore => "open_before",
         }
     }
 }

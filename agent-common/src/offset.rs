@@ -53,3 +53,31 @@ pub const CGROUP: [Field; 3] = [
 
 /// The same first step before 5.15: an integer that is a pointer if its lowest bit is clear, its second bit a flag.
 pub const CGROUP_TAGGED: Field = field("SK_CGROUP_TAGGED", "sock", &["sk_cgrp_data", "val"]);
+
+/// The way from an open file of a process to a socket, for what is older than the hooks. A file is a socket if its file
+/// system is sockfs.
+pub const FILE: [Field; 7] = [
+    field("FILE_INODE", "file", &["f_inode"]),
+    field("FILE_PRIVATE", "file", &["private_data"]),
+    field("INODE_SUPER", "inode", &["i_sb"]),
+    field("SUPER_MAGIC", "super_block", &["s_magic"]),
+    field("SOCKET_SK", "socket", &["sk"]),
+    field("TASK_TGID", "task_struct", &["tgid"]),
+    field("TASK_COMM", "task_struct", &["comm"]),
+];
+
+/// What is read of a socket that is older than the hooks, and of connections that wait in its queue to be accepted.
+pub const OPEN: [Field; 5] = [
+    field("SK_STATE", "sock", &["__sk_common", "skc_state"]),
+    field("SK_MAX_BACKLOG", "sock", &["sk_max_ack_backlog"]),
+    field(
+        "ACCEPT_QUEUE",
+        "inet_connection_sock",
+        &["icsk_accept_queue", "rskq_accept_head"],
+    ),
+    field("REQUEST_NEXT", "request_sock", &["dl_next"]),
+    field("REQUEST_SK", "request_sock", &["sk"]),
+];
+
+/// What the kernel has chosen of a socket's own end, and what the process: a bit field, so its offset is in bits.
+pub const USER_LOCKS: Field = field("SK_USERLOCKS_BIT", "sock", &["sk_userlocks"]);

@@ -13,6 +13,8 @@ pub const SYN_RECV: i32 = 3;
 pub const FIN_WAIT1: i32 = 4;
 /// `TCP_CLOSE`.
 pub const CLOSE: i32 = 7;
+/// `TCP_CLOSE_WAIT`.
+pub const CLOSE_WAIT: i32 = 8;
 /// `TCP_LISTEN`.
 pub const LISTEN: i32 = 10;
 
@@ -69,6 +71,13 @@ pub const fn classify_all(old: i32, new: i32) -> Option<Transition> {
         None if new == CLOSE => Some(Transition::Ended),
         transition => transition,
     }
+}
+
+/// Whether a socket in this state has a connection that its own end has not closed yet.
+#[inline(always)]
+#[must_use]
+pub const fn is_open(state: i32) -> bool {
+    matches!(state, ESTABLISHED | CLOSE_WAIT)
 }
 
 #[cfg(test)]

@@ -178,6 +178,53 @@ pub struct PeerKey {
     pub padding: [u8; 5],
 }
 
+/// One connection as one of its ends sees it: the key of what is counted already while what was open before is looked for.
+/// No two sockets of a network namespace have it at the same time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// The address of the socket's own end.
+    pub local: Address,
+    /// The address of the other end.
+    pub remote: Address,
+    /// Inode number of the socket's network namespace; 0 if the kernel could not tell.
+    pub netns: u32,
+    /// The port of the socket's own end, in host byte order.
+    pub local_port: u16,
+    /// The port of the other end, in host byte order.
+    pub remote_port: u16,
+}
+
+/// What to think of the datagrams of a UDP socket that is older than the programs which see them: of a conversation that was
+/// under way then, the first datagram that is seen may be an answer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OlderSocket {
+    /// `CLOCK_MONOTONIC` in nanoseconds until which a conversation may be one that was under way, see [`UDP_SILENCE_NS`].
+    pub until_ns: u64,
+    /// [`kind::ACCEPTED`] for a socket whose port the process has chosen, a server's; [`kind::CONNECTED`] for one whose port
+    /// the kernel has.
+    pub kind: u64,
+}
+
+/// After this silence whoever speaks first opens a UDP conversation anew. Connection tracking, which stands behind the
+/// network plugins that enforce policies, sees it alike (`net.netfilter.nf_conntrack_udp_timeout_stream`).
+pub const UDP_SILENCE_NS: u64 = 120_000_000_000;
+
+/// What was found of sockets that are older than the hooks.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenBefore {
+    /// Files looked at, of all processes.
+    pub files: u64,
+    /// Listeners whose owner was remembered.
+    pub listeners: u64,
+    /// Connections counted.
+    pub connections: u64,
+    /// UDP sockets of whose datagrams it is known what to think.
+    pub datagrams: u64,
+}
+
 const _: () = assert!(size_of::<Open>() == 48 && align_of::<Open>() == 8);
 const _: () = assert!(size_of::<ConnectionEvent>() == 104 && align_of::<ConnectionEvent>() == 8);
 const _: () = assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 8);
@@ -185,6 +232,9 @@ const _: () = assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
 const _: () = assert!(size_of::<FlowValue>() == 48 && align_of::<FlowValue>() == 8);
 const _: () = assert!(size_of::<FlowEvent>() == 96 && align_of::<FlowEvent>() == 8);
 const _: () = assert!(size_of::<Owner>() == 40 && align_of::<Owner>() == 8);
+const _: () = assert!(size_of::<OlderSocket>() == 16 && align_of::<OlderSocket>() == 8);
+const _: () = assert!(size_of::<Connection>() == 40 && align_of::<Connection>() == 4);
+const _: () = assert!(size_of::<OpenBefore>() == 32 && align_of::<OpenBefore>() == 8);
 const _: () = assert!(size_of::<ListenerKey>() == 24 && align_of::<ListenerKey>() == 4);
 
 #[cfg(feature = "user")]
@@ -193,7 +243,10 @@ mod pod {
         unsafe_code,
         reason = "aya::Pod is an unsafe marker: the types hold integers and bytes only, without hidden padding"
     )]
-    use super::{ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey, Owner, PeerKey};
+    use super::{
+        Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey, OpenBefore, Owner,
+        PeerKey,
+    };
 
     // SAFETY: repr(C), any bit pattern is valid, and the sizes asserted above leave no hidden padding.
     unsafe impl aya::Pod for FlowKey {}
@@ -209,4 +262,8 @@ mod pod {
     unsafe impl aya::Pod for PeerKey {}
     // SAFETY: as for FlowKey.
     unsafe impl aya::Pod for ConnectionEvent {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for Connection {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for OpenBefore {}
 }

@@ -1,7 +1,7 @@
 //! MicroShield's kernel programs.
 //!
-//! They observe and never change what happens to a packet or a call: tracepoints, whose return value the kernel ignores, and
-//! programs at a cgroup, which let everything go on.
+//! They observe and never change what happens to a packet or a call: tracepoints, whose return value the kernel ignores,
+//! programs at a cgroup, which let everything go on, and iterators that the agent runs when it starts.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // `AtomicU64` has no `fetch_add` on this target, although its instruction set has the atomic addition itself.
 #![cfg_attr(
@@ -17,6 +17,8 @@
     )
 )]
 
+#[cfg(target_arch = "bpf")]
+mod before;
 #[cfg(target_arch = "bpf")]
 mod connections;
 #[cfg(target_arch = "bpf")]

@@ -4,11 +4,14 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use agent_common::{
     loss::{LOSSES as LOSS_COUNT, Loss},
-    types::{ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey, Open, Owner, PeerKey},
+    types::{
+        Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey, OlderSocket, Open,
+        OpenBefore, Owner, PeerKey,
+    },
 };
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    btf_maps::{ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 
@@ -71,6 +74,40 @@ pub(crate) static PEERS: HashMap<PeerKey, u64, FLOW_ENTRIES> = HashMap::new();
 /// UDP socket → the process that bound it. Only the programs use it; an entry lives in its socket, and goes with it.
 #[btf_map]
 pub(crate) static UDP_BINDERS: SkStorage<Owner> = SkStorage::new();
+type WitnessedMap = HashMap<Connection, u8, 65_536>;
+
+/// The connections that are counted already, by the hooks or by the iterator; the value says nothing. Only while the agent
+/// starts and looks for those that are older than the hooks: then it lets go of the map. Written by the programs; read by
+/// the agent where there can be no iterator. The agent makes it large enough for all sockets that there are and
+/// [`agent_common::types::Connection`]s of some seconds more. When full, [`Loss::WitnessedFull`] or [`Loss::OpenBefore`]
+/// is counted.
+#[btf_map]
+static WITNESSED: WitnessedMap = WitnessedMap::new();
+
+/// 0 → [`WITNESSED`] while what is older is looked for, else nothing. The agent empties it.
+#[btf_map]
+static ACTIVE_WITNESSED: ArrayOfMaps<WitnessedMap, 1> = ArrayOfMaps::new();
+
+/// 0 → what the iterators have found. Written by them, one at a time; read by the agent.
+#[btf_map]
+pub(crate) static OPEN_BEFORE: Array<OpenBefore, 1> = Array::new();
+
+/// 0 → the socket that an iterator is at: too large for its stack. Only the iterators use it, one at a time.
+#[btf_map]
+pub(crate) static OPEN_SCRATCH: Array<OpenScratch, 1> = Array::new();
+
+#[repr(C)]
+pub(crate) struct OpenScratch {
+    pub(crate) connection: Connection,
+    pub(crate) event: FlowEvent,
+    pub(crate) owner: Owner,
+    pub(crate) older: OlderSocket,
+}
+
+/// UDP socket that is older than the programs → what to think of its datagrams at first. Written by the iterator, read by the
+/// UDP programs; an entry lives in its socket, and goes with it.
+#[btf_map]
+pub(crate) static UDP_OLDER: SkStorage<OlderSocket> = SkStorage::new();
 
 /// [`Loss`] → how often, per CPU. Written by the programs, read by the agent at each drain.
 #[btf_map]
@@ -97,14 +134,31 @@ pub(crate) fn count_flow(key: &FlowKey, now_ns: u64, owner: impl FnOnce() -> Own
         padding: 0,
         comm: owner.comm,
     };
-    if flows.insert(key, &value, u64::from(BPF_NOEXIST)).is_ok() {
+    insert_flow(flows, key, &value);
+}
+
+/// As [`count_flow`], for one that lies in memory already.
+#[inline(always)]
+pub(crate) fn count_event(event: &FlowEvent) {
+    let Some(flows) = ACTIVE_FLOWS.get(0) else {
+        count_loss(Loss::NoActiveMap);
+        return;
+    };
+    if !add_to_entry(flows, &event.key, event.value.last_ns) {
+        insert_flow(flows, &event.key, &event.value);
+    }
+}
+
+#[inline(always)]
+fn insert_flow(flows: &FlowMap, key: &FlowKey, value: &FlowValue) {
+    if flows.insert(key, value, u64::from(BPF_NOEXIST)).is_ok() {
         return;
     }
     // Either another CPU has made the entry in the meantime, or the map is full.
-    if add_to_entry(flows, key, now_ns) {
+    if add_to_entry(flows, key, value.last_ns) {
         return;
     }
-    if !overflow(key, &value) {
+    if !overflow(key, value) {
         count_loss(Loss::FlowsAndRingFull);
     }
 }
@@ -179,6 +233,37 @@ fn add_to_entry(flows: &FlowMap, key: &FlowKey, now_ns: u64) -> bool {
         }
     }
     true
+}
+
+/// Remembers that the hooks count this connection, if it matters: the kernel calls them before it stores the new state, so
+/// a socket that is seen in that state is one that they have counted, or older than they are.
+#[inline(always)]
+pub(crate) fn witness(connection: impl FnOnce() -> Connection) {
+    if let Some(witnessed) = ACTIVE_WITNESSED.get(0)
+        && witnessed
+            .insert(&connection(), &0, u64::from(BPF_ANY))
+            .is_err()
+    {
+        count_loss(Loss::WitnessedFull);
+    }
+}
+
+/// Whether this connection has not been counted; from now on it is.
+#[inline(always)]
+pub(crate) fn is_first_witness(connection: &Connection) -> bool {
+    /// `EEXIST`.
+    const EXISTS: i32 = -17;
+    let Some(witnessed) = ACTIVE_WITNESSED.get(0) else {
+        return false;
+    };
+    match witnessed.insert(connection, &0, u64::from(BPF_NOEXIST)) {
+        Ok(()) => true,
+        Err(EXISTS) => false,
+        Err(_) => {
+            count_loss(Loss::OpenBefore);
+            false
+        }
+    }
 }
 
 /// Counts a loss.

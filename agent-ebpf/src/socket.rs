@@ -15,10 +15,11 @@ macro_rules! offsets {
     ($($name:ident),* $(,)?) => {
         $(
             #[unsafe(no_mangle)]
-            static $name: Global<u32> = Global::new(0);
+            static $name: aya_ebpf::Global<u32> = aya_ebpf::Global::new(0);
         )*
     };
 }
+pub(crate) use offsets;
 
 offsets!(
     SK_FAMILY,
@@ -39,6 +40,9 @@ offsets!(
     TCP_BYTES_SENT,
     TCP_BYTES_AGAIN,
     TCP_BYTES_RECEIVED,
+    SK_STATE,
+    SK_MAX_BACKLOG,
+    SK_USERLOCKS_BIT,
 );
 
 /// The two ends of a socket. Ports are in host byte order.
@@ -88,7 +92,7 @@ impl TypedSocket {
 }
 
 #[inline(always)]
-unsafe fn read_typed<T: Copy>(base: *const u8, offset: &Global<u32>) -> T {
+pub(crate) unsafe fn read_typed<T: Copy>(base: *const u8, offset: &Global<u32>) -> T {
     // SAFETY: the caller's. Volatile, so that no two reads are merged into one that no field matches.
     unsafe { base.add(offset.load() as usize).cast::<T>().read_volatile() }
 }
@@ -270,10 +274,119 @@ impl Socket for RecordedSocket<'_> {
 
     #[inline(always)]
     fn netns(&self) -> u32 {
+        FoundSocket(self.sock).netns()
+    }
+
+    #[inline(always)]
+    fn cgroup(&self) -> u64 {
+        FoundSocket(self.sock).cgroup()
+    }
+
+    #[inline(always)]
+    fn is_typed(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn bytes(&self) -> (u64, u64) {
+        FoundSocket(self.sock).bytes()
+    }
+
+    #[inline(always)]
+    fn may_be_somebody_s(&self) -> bool {
+        true
+    }
+}
+
+/// A socket at an address in the kernel, which nobody vouches for: every read may fail.
+pub(crate) struct FoundSocket(u64);
+
+impl FoundSocket {
+    pub(crate) fn new(sock: u64) -> Self {
+        Self(sock)
+    }
+
+    /// Its state, as in `include/net/tcp_states.h`.
+    #[inline(always)]
+    pub(crate) fn state(&self) -> Option<i32> {
+        follow::<u8>(self.0, &SK_STATE).map(i32::from)
+    }
+
+    /// Whether it is of IPv4 or IPv6.
+    #[inline(always)]
+    pub(crate) fn is_inet(&self) -> bool {
+        matches!(follow(self.0, &SK_FAMILY), Some(AF_INET | AF_INET6))
+    }
+
+    /// The port of its own end; 0 if it has none yet.
+    #[inline(always)]
+    pub(crate) fn local_port(&self) -> u16 {
+        follow(self.0, &SK_LOCAL_PORT).unwrap_or(0)
+    }
+
+    /// Whether its process has chosen its port, and not the kernel.
+    #[inline(always)]
+    pub(crate) fn is_bound_by_its_process(&self) -> bool {
+        /// `SOCK_BINDPORT_LOCK` of `include/net/sock.h`.
+        const BINDPORT: u8 = 8;
+        let bit = SK_USERLOCKS_BIT.load();
+        // SAFETY: the helper checks the address and fails on a bad one.
+        let byte =
+            unsafe { bpf_probe_read_kernel(self.0.wrapping_add(u64::from(bit / 8)) as *const u8) };
+        let shift = if cfg!(target_endian = "little") {
+            bit % 8
+        } else {
+            4 - bit % 8
+        };
+        byte.is_ok_and(|byte| (byte >> shift) & BINDPORT != 0)
+    }
+
+    /// How many connections may wait in its queue to be accepted: `listen` sets it, and a socket inherits it from the
+    /// listener that it is cloned from (`sk_clone_lock` in `net/core/sock.c`). One that connected has 0.
+    #[inline(always)]
+    pub(crate) fn backlog(&self) -> Option<u32> {
+        follow(self.0, &SK_MAX_BACKLOG)
+    }
+}
+
+impl Socket for FoundSocket {
+    #[inline(always)]
+    fn id(&self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> Option<u16> {
+        follow(self.0, &SK_PROTOCOL)
+    }
+
+    #[inline(always)]
+    fn ends(&self) -> Option<Ends> {
+        let (local, remote) = match follow::<u16>(self.0, &SK_FAMILY)? {
+            AF_INET => (
+                v4_mapped(follow(self.0, &SK_LOCAL_V4)?),
+                v4_mapped(follow(self.0, &SK_REMOTE_V4)?),
+            ),
+            AF_INET6 => (
+                follow(self.0, &SK_LOCAL_V6)?,
+                follow(self.0, &SK_REMOTE_V6)?,
+            ),
+            _ => return None,
+        };
+        Some(Ends {
+            local,
+            remote,
+            local_port: follow(self.0, &SK_LOCAL_PORT)?,
+            remote_port: u16::from_be(follow(self.0, &SK_REMOTE_PORT)?),
+        })
+    }
+
+    #[inline(always)]
+    fn netns(&self) -> u32 {
         if SK_NET.load() == 0 || NET_INUM.load() == 0 {
             return 0;
         }
-        follow::<u64>(self.sock, &SK_NET)
+        follow::<u64>(self.0, &SK_NET)
             .and_then(|net| follow(net, &NET_INUM))
             .unwrap_or(0)
     }
@@ -281,10 +394,10 @@ impl Socket for RecordedSocket<'_> {
     #[inline(always)]
     fn cgroup(&self) -> u64 {
         let cgroup = if SK_CGROUP.load() != 0 {
-            follow::<u64>(self.sock, &SK_CGROUP)
+            follow::<u64>(self.0, &SK_CGROUP)
         } else if SK_CGROUP_TAGGED.load() != 0 {
             // Bit 0 set: the union holds net_cls data and no pointer. Bit 1: `no_refcnt`.
-            follow::<u64>(self.sock, &SK_CGROUP_TAGGED)
+            follow::<u64>(self.0, &SK_CGROUP_TAGGED)
                 .filter(|value| value & 1 == 0)
                 .map(|value| value & !3)
         } else {
@@ -306,7 +419,7 @@ impl Socket for RecordedSocket<'_> {
         if TCP_BYTES_SENT.load() == 0 || TCP_BYTES_RECEIVED.load() == 0 {
             return (0, 0);
         }
-        let read = |field| follow::<u64>(self.sock, field).unwrap_or(0);
+        let read = |field| follow::<u64>(self.0, field).unwrap_or(0);
         (
             read(&TCP_BYTES_SENT).wrapping_sub(read(&TCP_BYTES_AGAIN)),
             read(&TCP_BYTES_RECEIVED),
@@ -321,7 +434,7 @@ impl Socket for RecordedSocket<'_> {
 
 /// Reads the field at `offset` of the kernel object at `base`.
 #[inline(always)]
-fn follow<T>(base: u64, offset: &Global<u32>) -> Option<T> {
+pub(crate) fn follow<T>(base: u64, offset: &Global<u32>) -> Option<T> {
     let address = base.wrapping_add(u64::from(offset.load()));
     // SAFETY: the helper checks the address and fails on a bad one.
     unsafe { bpf_probe_read_kernel(address as *const T) }.ok()

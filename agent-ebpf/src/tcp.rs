@@ -3,7 +3,7 @@
 use agent_common::{
     loss::Loss,
     tcp::{Transition, classify, classify_all},
-    types::{FlowKey, ListenerKey, Owner, kind},
+    types::{Connection, FlowKey, ListenerKey, Owner, kind},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -15,7 +15,7 @@ use aya_log_ebpf::debug;
 
 use crate::{
     connections,
-    maps::{CONNECT_OWNERS, CROSSED, LISTENERS, announce_flow, count_flow, count_loss},
+    maps::{CONNECT_OWNERS, CROSSED, LISTENERS, announce_flow, count_flow, count_loss, witness},
     owner::{NOBODY, current_owner, now_ns},
     socket::{Ends, RecordedSocket, Socket, TypedSocket},
 };
@@ -170,6 +170,9 @@ fn finish_connect<const APART: bool>(socket: &impl Socket, kind: u8) {
         count_loss(Loss::SocketUnreadable);
         return;
     };
+    if kind == kind::CONNECTED {
+        witness(|| connection(socket, &ends));
+    }
     let key = flow_key(socket, &ends, cgroup, ends.remote_port, kind);
     if APART {
         connections::report(socket, &ends, &key, &owner);
@@ -214,6 +217,7 @@ fn accept<const APART: bool>(socket: &impl Socket) {
         count_loss(Loss::SocketUnreadable);
         return;
     };
+    witness(|| connection(socket, &ends));
     let mut cgroup = socket.cgroup();
     if cgroup == 0 && !socket.is_typed() {
         // Without the kernel's types only the listener's own call tells.
@@ -267,7 +271,7 @@ fn forget_listener(socket: &impl Socket) {
 /// Without the kernel's types all namespaces look alike, and every pod may listen on every address: then only an exact
 /// address tells.
 #[inline(always)]
-fn listener(socket: &impl Socket, ends: &Ends) -> Owner {
+pub(crate) fn listener(socket: &impl Socket, ends: &Ends) -> Owner {
     // SAFETY: the value is copied at once, and a listener's entry is written whole before anything is accepted.
     unsafe {
         let exact = LISTENERS.get(listener_key(socket, ends, ends.local));
@@ -282,7 +286,7 @@ fn listener(socket: &impl Socket, ends: &Ends) -> Owner {
 }
 
 #[inline(always)]
-fn listener_key(socket: &impl Socket, ends: &Ends, address: [u8; 16]) -> ListenerKey {
+pub(crate) fn listener_key(socket: &impl Socket, ends: &Ends, address: [u8; 16]) -> ListenerKey {
     ListenerKey {
         address,
         netns: socket.netns(),
@@ -293,7 +297,7 @@ fn listener_key(socket: &impl Socket, ends: &Ends, address: [u8; 16]) -> Listene
 
 /// The IPv4 wildcard is kept under the same key as the IPv6 one, which may serve both.
 #[inline(always)]
-fn unwildcard(address: [u8; 16]) -> [u8; 16] {
+pub(crate) fn unwildcard(address: [u8; 16]) -> [u8; 16] {
     if address == agent_common::types::v4_mapped([0; 4]) {
         return [0; 16];
     }
@@ -301,7 +305,24 @@ fn unwildcard(address: [u8; 16]) -> [u8; 16] {
 }
 
 #[inline(always)]
-fn flow_key(socket: &impl Socket, ends: &Ends, cgroup: u64, port: u16, kind: u8) -> FlowKey {
+pub(crate) fn connection(socket: &impl Socket, ends: &Ends) -> Connection {
+    Connection {
+        local: ends.local,
+        remote: ends.remote,
+        netns: socket.netns(),
+        local_port: ends.local_port,
+        remote_port: ends.remote_port,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn flow_key(
+    socket: &impl Socket,
+    ends: &Ends,
+    cgroup: u64,
+    port: u16,
+    kind: u8,
+) -> FlowKey {
     FlowKey {
         local: ends.local,
         remote: ends.remote,

@@ -15,23 +15,26 @@
 
 use agent_common::{
     loss::Loss,
-    types::{Address, FlowKey, Owner, PeerKey, V4_MAPPED_PREFIX, kind, v4_mapped},
+    types::{Address, FlowKey, OlderSocket, Owner, PeerKey, V4_MAPPED_PREFIX, kind, v4_mapped},
 };
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    btf_maps::SkStorage,
     helpers::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_cgroup_id},
     macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
     programs::{SkBuffContext, SockAddrContext, SockContext},
 };
 
 use crate::{
-    maps::{PEERS, UDP_BINDERS, count_flow, count_loss},
+    maps::{PEERS, UDP_BINDERS, UDP_OLDER, count_flow, count_loss},
     owner::{NOBODY, current_owner, now_ns},
 };
 
-const IPPROTO_UDP: u8 = 17;
+pub(crate) const IPPROTO_UDP: u8 = 17;
 /// `PACKET_BROADCAST` and `PACKET_MULTICAST` (`include/uapi/linux/if_packet.h`), of a frame that has arrived.
 const TO_MANY: core::ops::RangeInclusive<u32> = 1..=2;
+/// [`kind::CONNECTED`] of a datagram that arrives: the task is anybody, and not the one that has sent the first.
+const CONNECTED_BEFORE: u8 = 0x80;
 /// An IPv4 and a UDP header.
 const SHORTEST: usize = 28;
 /// What a cgroup program returns to let a packet or a call go on. No other value is returned here.
@@ -202,7 +205,11 @@ fn sent(ctx: &SkBuffContext) {
     let now = now_ns();
     let key = peer_key(cookie(ctx), remote, 0);
     if !is_known(&key, now) && meet(&key, now) {
-        count(ctx, local, remote, remote.port, kind::CONNECTED, now);
+        if is_older(ctx, kind::ACCEPTED, now) {
+            count(ctx, local, remote, local.port, kind::ACCEPTED, now);
+        } else {
+            count(ctx, local, remote, remote.port, kind::CONNECTED, now);
+        }
     }
 }
 
@@ -228,7 +235,11 @@ fn received(ctx: &SkBuffContext) {
         return;
     }
     if meet(&peer_key(socket, remote, 0), now) {
-        count(ctx, local, remote, local.port, kind::ACCEPTED, now);
+        if is_older(ctx, kind::CONNECTED, now) {
+            count(ctx, local, remote, remote.port, CONNECTED_BEFORE, now);
+        } else {
+            count(ctx, local, remote, local.port, kind::ACCEPTED, now);
+        }
     }
 }
 
@@ -304,26 +315,39 @@ fn remember_binder(ctx: &SockContext) {
 /// Who has bound the socket that this datagram belongs to.
 #[inline(always)]
 fn binder(ctx: &SkBuffContext) -> Owner {
+    stored(ctx, &UDP_BINDERS).unwrap_or(NOBODY)
+}
+
+/// Whether the socket is older than this program and of this kind, and still so young a find that a conversation may be
+/// one that was under way.
+#[inline(always)]
+fn is_older(ctx: &SkBuffContext, kind: u8, now: u64) -> bool {
+    stored(ctx, &UDP_OLDER)
+        .is_some_and(|older: OlderSocket| older.kind == u64::from(kind) && now < older.until_ns)
+}
+
+/// What is kept with the socket that this datagram belongs to.
+#[inline(always)]
+fn stored<T: Copy>(ctx: &SkBuffContext, map: &'static SkStorage<T>) -> Option<T> {
     // SAFETY: the verifier sees that the socket is checked before it is used, and that the value is.
     unsafe {
         let socket = socket(ctx);
         if socket.is_null() {
-            return NOBODY;
+            return None;
         }
         let socket = bpf_sk_fullsock(socket);
         if socket.is_null() {
-            return NOBODY;
+            return None;
         }
         bpf_sk_storage_get(
-            (&raw const UDP_BINDERS).cast_mut().cast(),
+            core::ptr::from_ref(map).cast_mut().cast(),
             socket.cast(),
             core::ptr::null_mut(),
             0,
         )
-        .cast::<Owner>()
+        .cast::<T>()
         .as_ref()
         .copied()
-        .unwrap_or(NOBODY)
     }
 }
 
@@ -337,7 +361,7 @@ fn count(ctx: &SkBuffContext, local: &End, remote: &End, port: u16, kind: u8, no
         netns: 0,
         port,
         protocol: IPPROTO_UDP,
-        kind,
+        kind: kind & !CONNECTED_BEFORE,
     };
     count_flow(&key, now, || {
         if kind == kind::CONNECTED {

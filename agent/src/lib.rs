@@ -1,10 +1,12 @@
 //! MicroShield's node agent.
 //!
 //! [`capture`] drains what the kernel programs counted, [`identity`] and [`resolve`] name both ends, [`hold`] keeps
-//! what cannot be named yet, [`collector`] does so once a second, and [`uplink`] or [`stdout`] take the result away. [`runtime`] puts them together.
+//! what cannot be named yet, [`collector`] does so once a second, and [`uplink`] or [`stdout`] take the result away. [`before`]
+//! finds sockets that are older than the agent, where the kernel's iterators cannot. [`runtime`] puts them together.
 #![deny(unsafe_code)]
 
 pub mod args;
+pub mod before;
 pub mod capabilities;
 #[expect(
     unsafe_code,

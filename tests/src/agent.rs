@@ -30,6 +30,7 @@ pub struct AgentOptions {
     topology: Option<String>,
     args: Vec<String>,
     hidden: Option<&'static str>,
+    whole_machine: bool,
     cgroup_root: Option<PathBuf>,
 }
 
@@ -75,6 +76,7 @@ impl AgentOptions {
             topology: None,
             args: vec!["--stdout".into()],
             hidden: None,
+            whole_machine: false,
             cgroup_root: None,
         }
     }
@@ -87,6 +89,7 @@ impl AgentOptions {
             topology: None,
             args: vec!["--generator".into(), generator.agents_url()],
             hidden: None,
+            whole_machine: false,
             cgroup_root: None,
         }
     }
@@ -102,6 +105,15 @@ impl AgentOptions {
                 Hooks::Classic | Hooks::ClassicWithoutTypes => "classic",
             },
         )
+    }
+
+    /// Watches all processes of this machine, and not only those in its node's cgroups.
+    #[must_use]
+    pub fn whole_machine(self) -> Self {
+        Self {
+            whole_machine: true,
+            ..self
+        }
     }
 
     /// Gives it another folder of cgroups than its node's.
@@ -149,14 +161,15 @@ impl Agent {
         std::fs::create_dir_all(root).with_context(|| root.display().to_string())?;
         let topology = options.topology.clone();
         let topology = topology.unwrap_or_else(|| format!("file={}", lab.topology().display()));
-        let args = [
+        let mut args = vec![
             "--node-name".to_owned(),
             options.node.clone(),
             "--topology".to_owned(),
             topology,
-            "--cgroup-root".to_owned(),
-            root.display().to_string(),
         ];
+        if !options.whole_machine {
+            args.extend(["--cgroup-root".to_owned(), root.display().to_string()]);
+        }
         let args = args.iter().chain(&options.args);
         let process = lab.host().exec_without(
             options.hidden.map(Path::new),

@@ -88,6 +88,16 @@ impl Place {
         Ok(calls.answered)
     }
 
+    /// Starts `lab-pod hold` and waits until its connections are open.
+    ///
+    /// # Errors
+    /// If one does not come about.
+    pub fn hold<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Process> {
+        let process = self.start("hold", args)?;
+        process.wait_stdout(|line| line == "held")?;
+        Ok(process)
+    }
+
     /// Runs `lab-pod play` to its end.
     ///
     /// # Errors

@@ -12,11 +12,16 @@ pub(super) struct Clock {
     now: Timestamp,
 }
 
+/// `CLOCK_MONOTONIC` in nanoseconds, as the kernel programs read it.
+pub(super) fn monotonic_ns() -> nix::Result<u64> {
+    let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+    Ok(u64::try_from(monotonic.as_nanos()).unwrap_or(u64::MAX))
+}
+
 impl Clock {
     pub(super) fn read() -> nix::Result<Self> {
-        let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
         Ok(Self {
-            monotonic_ns: u64::try_from(monotonic.as_nanos()).unwrap_or(u64::MAX),
+            monotonic_ns: monotonic_ns()?,
             now: Timestamp::from(SystemTime::now()),
         })
     }

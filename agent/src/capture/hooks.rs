@@ -13,7 +13,7 @@ use aya::{
 };
 
 use super::{
-    Error, Mode, Options,
+    Error, Mode, Options, before,
     object::embedded_object,
     offsets::{KERNEL_BTF, Offsets},
 };
@@ -86,8 +86,28 @@ pub enum AttachError {
     },
 }
 
-/// Loads the object with this kernel's offsets and the wanted sizes, and loads the one program that will be attached.
-pub(super) fn load(options: &Options) -> Result<(Ebpf, Hooks), Error> {
+/// What was loaded.
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    /// Which program will be attached.
+    pub(super) hooks: Hooks,
+    pub(super) iterators: Iterators,
+    /// Whether programs know a socket's network namespace.
+    pub(super) names_netns: bool,
+}
+
+/// Which iterators over what is older are loaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Iterators {
+    /// Those over listeners and connections.
+    pub(super) connections: bool,
+    /// That over UDP sockets.
+    pub(super) datagrams: bool,
+}
+
+/// Loads the object with this kernel's offsets and the wanted sizes, and loads the one program that will be attached, and
+/// the iterators where the kernel has what they need.
+pub(super) fn load(options: &Options) -> Result<Loaded, Error> {
     let offsets = Offsets::of_this_kernel();
     let hooks = match options.hooks {
         Some(Hooks::Btf) if !offsets.suffice_for_typed_sockets() => {
@@ -110,6 +130,7 @@ pub(super) fn load(options: &Options) -> Result<(Ebpf, Hooks), Error> {
     loader
         .btf(None)
         .map_max_entries(name::OVERFLOW, options.ring_bytes);
+    loader.map_max_entries(name::WITNESSED, before::witnesses());
     for map in name::FLOWS.into_iter().chain([name::PEERS]) {
         loader.map_max_entries(map, options.map_entries);
     }
@@ -135,22 +156,37 @@ pub(super) fn load(options: &Options) -> Result<(Ebpf, Hooks), Error> {
     loader.override_global(aya_log::LEVEL, &log_level, true);
     let mut ebpf = loader.load(embedded_object()).map_err(Error::Load)?;
 
-    match hooks {
-        Hooks::Btf => match load_btf(&mut ebpf, options.mode) {
-            Ok(()) => Ok((ebpf, Hooks::Btf)),
+    let typed = offsets.suffice_for_typed_sockets() || offsets.suffice_for_iterators();
+    let types = typed
+        .then(Btf::from_sys_fs)
+        .transpose()
+        .map_err(AttachError::from)?;
+    let hooks = match (hooks, &types) {
+        (Hooks::Btf, Some(types)) => match load_btf(&mut ebpf, options.mode, types) {
+            Ok(()) => Hooks::Btf,
             Err(error) if options.hooks.is_none() => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "BTF tracepoint refused, taking the classic one");
                 load_classic(&mut ebpf, options.mode)?;
-                Ok((ebpf, Hooks::Classic))
+                Hooks::Classic
             }
-            Err(error) => Err(error.into()),
+            Err(error) => return Err(error.into()),
         },
-        Hooks::Classic => {
+        _ => {
             load_classic(&mut ebpf, options.mode)?;
-            Ok((ebpf, Hooks::Classic))
+            Hooks::Classic
         }
-    }
+    };
+    let iterators = match types.filter(|_| offsets.suffice_for_iterators()) {
+        Some(types) => before::load(&mut ebpf, &types),
+        None => Iterators::default(),
+    };
+    Ok(Loaded {
+        ebpf,
+        hooks,
+        iterators,
+        names_netns: offsets.names_netns(),
+    })
 }
 
 /// Attaches the program that [`load`] loaded, and returns its descriptor, which is open as long as `ebpf` lives.
@@ -180,10 +216,9 @@ fn descriptor(program: &ProgramFd) -> Result<RawFd, ProgramError> {
     Ok(program.as_fd().as_raw_fd())
 }
 
-fn load_btf(ebpf: &mut Ebpf, mode: Mode) -> Result<(), AttachError> {
-    let types = Btf::from_sys_fs()?;
+fn load_btf(ebpf: &mut Ebpf, mode: Mode, types: &Btf) -> Result<(), AttachError> {
     btf_program(ebpf, mode)?
-        .load(TRACEPOINT, &types)
+        .load(TRACEPOINT, types)
         .map_err(|source| AttachError::Program {
             program: program_name(Hooks::Btf, mode),
             source,

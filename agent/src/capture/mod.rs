@@ -1,6 +1,7 @@
 //! Capture: loads the kernel programs, attaches them, and drains what they counted.
 
 mod batch;
+mod before;
 mod callers;
 mod clock;
 mod hooks;
@@ -9,6 +10,7 @@ mod memory;
 mod object;
 mod offsets;
 mod peers;
+mod slot;
 mod udp;
 
 use std::{
@@ -34,7 +36,10 @@ use flow::{
     wire::{SCTP_NOT_CAPTURED, UDP_NOT_CAPTURED, Window},
 };
 
-use self::{callers::Callers, clock::Clock, losses::LossCounters, peers::Peers};
+use self::{
+    before::Search, callers::Callers, clock::Clock, hooks::Loaded, losses::LossCounters,
+    peers::Peers,
+};
 pub use self::{
     hooks::Hooks,
     losses::Losses,
@@ -207,7 +212,12 @@ impl Capture {
     /// # Errors
     /// If the kernel refuses; the error says which capability, file or feature is missing where that can be told.
     pub fn start(options: &Options) -> Result<Self, Error> {
-        let (mut ebpf, hooks) = hooks::load(options)?;
+        let Loaded {
+            mut ebpf,
+            hooks,
+            iterators,
+            names_netns,
+        } = hooks::load(options)?;
         let generations = [generation(&mut ebpf, 0)?, generation(&mut ebpf, 1)?];
         let mut active_map = ArrayOfMaps::try_from(take(&mut ebpf, name::ACTIVE_FLOWS)?)
             .map_err(map_error(name::ACTIVE_FLOWS))?;
@@ -223,7 +233,10 @@ impl Capture {
         let messages = aya_log::EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel programs"))
             .ok();
+        let search = Search::start(&mut ebpf)?;
         let program = hooks::attach(&mut ebpf, hooks, options.mode)?;
+        // Before the programs that see datagrams, and again after: what the first look knows of a socket they need at once.
+        search.datagrams(&mut ebpf, iterators);
         let attached = udp::attach(&mut ebpf, &options.cgroup);
         let peers = match attached {
             Ok(()) => {
@@ -236,7 +249,8 @@ impl Capture {
                 None
             }
         };
-        let mut at_start = Losses::new();
+        let found = search.run(&mut ebpf, iterators, names_netns)?;
+        let mut at_start = found.losses;
         if peers.is_none() {
             at_start.insert(UDP_NOT_CAPTURED.to_owned(), 1);
         }
@@ -257,7 +271,7 @@ impl Capture {
             events: Vec::new(),
             losses: LossCounters::new(losses, program),
             at_start,
-            taken: Vec::new(),
+            taken: found.flows,
             callers: Callers::default(),
             messages,
             window_start: Clock::read().map_err(Error::Clock)?.now(),
@@ -313,7 +327,9 @@ impl Capture {
         };
         self.window_start = now;
         let mut losses = self.losses.since_last().map_err(map_error(name::LOSSES))?;
-        losses.append(&mut self.at_start);
+        for (reason, count) in std::mem::take(&mut self.at_start) {
+            *losses.entry(reason).or_default() += count;
+        }
         let forgotten = self.callers.settle(&mut self.taken);
         if forgotten > 0 {
             *losses

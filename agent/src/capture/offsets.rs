@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use agent_common::offset::{BYTES, CGROUP, CGROUP_TAGGED, Field, NETNS, SOCKET};
+use agent_common::offset::{
+    BYTES, CGROUP, CGROUP_TAGGED, FILE, Field, NETNS, OPEN, SOCKET, USER_LOCKS,
+};
 use btf_rs::{Btf, Type};
 
 /// The kernel's BTF; only kernels built with `CONFIG_DEBUG_INFO_BTF` have it.
@@ -37,10 +39,13 @@ impl Offsets {
             .chain(NETNS)
             .chain(CGROUP)
             .chain([CGROUP_TAGGED])
-            .chain(BYTES);
+            .chain(BYTES)
+            .chain(FILE)
+            .chain(OPEN);
         Self {
             found: fields
                 .filter_map(|field| offset_of(btf, &field).map(|offset| (field.global, offset)))
+                .chain(bit_offset_of(btf, &USER_LOCKS).map(|offset| (USER_LOCKS.global, offset)))
                 .collect(),
         }
     }
@@ -53,6 +58,15 @@ impl Offsets {
     /// Whether the BTF tracepoint program can read everything that it reads.
     pub(super) fn suffice_for_typed_sockets(&self) -> bool {
         self.has(&SOCKET) && self.names_netns() && self.has(&CGROUP) && self.has(&BYTES)
+    }
+
+    /// Whether the iterators can find what is older than the hooks.
+    pub(super) fn suffice_for_iterators(&self) -> bool {
+        self.has(&SOCKET)
+            && self.names_netns()
+            && self.has(&FILE)
+            && self.has(&OPEN)
+            && self.has(&[USER_LOCKS])
     }
 
     /// Whether network namespaces are known.
@@ -74,6 +88,12 @@ impl Offsets {
 
 /// Offset of a field in bytes; `None` if there is no such field or it is a bit field.
 fn offset_of(btf: &Btf, field: &Field) -> Option<u32> {
+    let bits = bit_offset_of(btf, field)?;
+    (bits % 8 == 0).then_some(bits / 8)
+}
+
+/// The same in bits, of any field.
+fn bit_offset_of(btf: &Btf, field: &Field) -> Option<u32> {
     let root = btf
         .resolve_types_by_name(field.root)
         .ok()?
@@ -86,7 +106,7 @@ fn offset_of(btf: &Btf, field: &Field) -> Option<u32> {
         bits += offset;
         current = next;
     }
-    (bits % 8 == 0).then_some(bits / 8)
+    Some(bits)
 }
 
 /// Offset in bits and type of a member, looked for in unnamed structs and unions too.
@@ -150,5 +170,6 @@ mod tests {
         assert_eq!(offset("SK_REMOTE_V4"), 0);
         assert_eq!(offset("SK_LOCAL_V4"), 4);
         assert_eq!(offset("SK_REMOTE_PORT") + 2, offset("SK_LOCAL_PORT"));
+        assert!(offsets.suffice_for_iterators(), "{offsets:?}");
     }
 }

@@ -6,13 +6,12 @@ use std::{
     time::Duration,
 };
 
-use agent_common::types::PeerKey;
+use agent_common::types::{PeerKey, UDP_SILENCE_NS};
 
 use super::batch;
 
-/// After this silence whoever speaks first opens a conversation anew. Connection tracking, which stands behind the network
-/// plugins that enforce policies, sees it alike (`net.netfilter.nf_conntrack_udp_timeout_stream`).
-const SILENCE: Duration = Duration::from_secs(120);
+/// After this silence whoever speaks first opens a conversation anew.
+const SILENCE: Duration = Duration::from_nanos(UDP_SILENCE_NS);
 
 /// The same while the map is more than half full.
 const SILENCE_IN_A_CROWD: Duration = Duration::from_secs(5);

@@ -3,6 +3,8 @@
 //! A case has `case.yaml` (what it is about, the input, the arguments), the folder `policies` as it is to be written, and in
 //! `summary.txt` what is to be printed. `UPDATE_GOLDEN=1 cargo test -p generator --test golden` writes both anew; read the
 //! changes before committing them.
+//!
+//! What needs programs of others is ignored without them, and the reason is said at the end.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -12,18 +14,79 @@
 #[path = "../../src/policy/tests/api_server.rs"]
 mod api_server;
 mod dry_run;
+mod original;
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitCode, Stdio},
 };
 
 use flow::record::FlowRecord;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use libtest_mimic::{Arguments, Trial};
 use serde::Deserialize;
 use tempfile::TempDir;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let test = |name: &str, run: fn()| {
+        Trial::test(name, move || {
+            run();
+            Ok(())
+        })
+    };
+    let mut trials = vec![
+        test(
+            "every_case_makes_its_folder_and_its_summary",
+            every_case_makes_its_folder_and_its_summary,
+        ),
+        test(
+            "every_file_is_what_the_api_server_takes",
+            every_file_is_what_the_api_server_takes,
+        ),
+        test("every_case_is_proven", every_case_is_proven),
+        test(
+            "the_original_can_read_our_records",
+            the_original_can_read_our_records,
+        ),
+    ];
+    let mut skipped = Vec::new();
+    for (name, run, variable, folder_of) in [
+        (
+            "an_api_server_takes_every_file",
+            an_api_server_takes_every_file as fn(&Path),
+            "KUBEBUILDER_ASSETS",
+            "etcd, kube-apiserver and kubectl",
+        ),
+        (
+            "the_originals_generator_makes_the_same_of_our_records",
+            original::makes_the_same_of_our_records,
+            "MICROSHIELD_ORIGINAL",
+            "the original, with policy-generator/generator.py",
+        ),
+    ] {
+        let folder = env::var_os(variable);
+        if folder.is_none() {
+            skipped.push(format!(
+                "{name} was SKIPPED: {variable} does not name the folder of {folder_of}"
+            ));
+        }
+        let is_ignored = folder.is_none();
+        let trial = Trial::test(name, move || {
+            let folder = folder.ok_or_else(|| format!("{variable} is not set"))?;
+            run(Path::new(&folder));
+            Ok(())
+        });
+        trials.push(trial.with_ignored_flag(is_ignored));
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    for reason in skipped {
+        eprintln!("{reason}");
+    }
+    conclusion.exit_code()
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -68,7 +131,7 @@ fn contents(folder: &Path) -> BTreeMap<String, String> {
 /// Runs `microshield` in a folder; what it printed.
 fn microshield(folder: &Path, args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_microshield"));
-    for (name, _) in std::env::vars_os() {
+    for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("MICROSHIELD_") {
             command.env_remove(name);
         }
@@ -128,9 +191,8 @@ fn run(path: &Path) -> (BTreeMap<String, String>, String) {
     (written, summary)
 }
 
-#[test]
 fn every_case_makes_its_folder_and_its_summary() {
-    let update = std::env::var_os("UPDATE_GOLDEN").is_some_and(|value| value == "1");
+    let update = env::var_os("UPDATE_GOLDEN").is_some_and(|value| value == "1");
     let mut wrong = Vec::new();
     for path in cases() {
         let (written, summary) = run(&path);
@@ -163,7 +225,6 @@ fn every_case_makes_its_folder_and_its_summary() {
 
 /// Every golden file, ours and those that tests compare with: only fields that the API knows, each once, and nothing that
 /// the API server complains of.
-#[test]
 fn every_file_is_what_the_api_server_takes() {
     let mut files = 0;
     for (name, text) in cases()
@@ -180,7 +241,6 @@ fn every_file_is_what_the_api_server_takes() {
 }
 
 /// No flow of a golden case is denied, unless the summary says that it was left out.
-#[test]
 fn every_case_is_proven() {
     for case in cases() {
         let summary = fs::read_to_string(case.join("summary.txt")).unwrap();
@@ -194,7 +254,6 @@ fn every_case_is_proven() {
 
 /// What MicroShield's own `generator.py` takes from a record, and would fail without: of each end that is a pod or has a
 /// service `id`, `name`, `namespace` and what it selects by, an empty object where there is none, and all of `tuple`.
-#[test]
 fn the_original_can_read_our_records() {
     let text = fs::read_to_string(fixtures().join("shop.json")).unwrap();
     let mut kinds = std::collections::BTreeSet::new();
@@ -223,16 +282,8 @@ fn the_original_can_read_our_records() {
     assert_eq!(kinds.len(), 4, "every kind of end: {kinds:?}");
 }
 
-/// By an API server, if there is one.
-#[test]
-fn an_api_server_takes_every_file() {
-    let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS") else {
-        eprintln!(
-            "skipped: KUBEBUILDER_ASSETS does not say where etcd, kube-apiserver and kubectl are"
-        );
-        return;
-    };
-    let server = dry_run::Server::start(Path::new(&assets));
+fn an_api_server_takes_every_file(assets: &Path) {
+    let server = dry_run::Server::start(assets);
     for case in cases() {
         server.apply(&case.join("policies"));
     }

@@ -92,12 +92,12 @@ fn counts_are_exact(hooks: Hooks) -> Result<()> {
 const FEW_ROUNDS: u64 = 10;
 
 /// More distinct flows than the kernel's map holds: what exceeds it comes through the ring buffer, and the counts
-/// stay exact.
+/// stay exact. There is room for all listeners, of which there may be a quarter as many.
 fn overflow_is_exact(hooks: Hooks) -> Result<()> {
     let (lab, _server) = lab_with_server()?;
     let options = AgentOptions::stdout("node-1")
         .hooks(hooks)
-        .arg("--map-entries", "16")
+        .arg("--map-entries", "256")
         .arg("--ring-bytes", &(16 << 20).to_string());
     let agent = Agent::start(&lab, &options)?;
     call_from_all(&lab, FEW_ROUNDS)?;

@@ -3,6 +3,7 @@
 //! Most tests need root. Without it they are shown as ignored and the reason is printed; as root none may be.
 
 mod agent_lifecycle;
+mod before;
 mod bookinfo;
 mod capture;
 mod connections;
@@ -104,6 +105,7 @@ fn tests() -> impl Iterator<Item = Test> {
         capture::tests(),
         connections::tests(),
         edge_cases::tests(),
+        before::tests(),
         failures::tests(),
         identity::tests(),
         pairs::tests(),

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use flow::source::{Kind, Knowledge, Options, Pace, Scope, Source, Topology};
+use k8s_openapi::jiff;
 use lab::apiserver::{End, Reply, Verb};
 use libtest_mimic::Trial;
 
@@ -40,6 +41,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         test(
             "broken::an_api_server_that_is_away",
             an_api_server_that_is_away,
+        ),
+        test(
+            "broken::an_address_that_moves_on_meanwhile",
+            an_address_that_moves_on_meanwhile,
         ),
         test(
             "broken::a_watch_that_is_refused_after_it_began",
@@ -314,6 +319,29 @@ async fn an_api_server_that_is_away() -> Result<()> {
     Ok(())
 }
 
+async fn an_address_that_moves_on_meanwhile() -> Result<()> {
+    let mut world = World::shop().await?;
+    let topology = world.follow().await?;
+    let view = topology.view();
+    world.server.leave().await;
+    world.server.delete("pods", "shop", "front-2");
+    // Starts are told in whole seconds, rounded down.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut next = pod("back-1", "node-2", "10.0.2.1");
+    let started = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+    next["status"]["startTime"] = started.to_string().into();
+    world.server.put("pods", next);
+    let speaks = now();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.server.come_back().await?;
+    world
+        .wait_for_name(&topology, "10.0.2.1", "shop/back-1")
+        .await?;
+    let name = name_at(view, "10.0.2.1", speaks);
+    ensure!(name == "shop/back-1", "{name}");
+    Ok(())
+}
+
 async fn a_watch_that_is_refused_after_it_began() -> Result<()> {
     let mut world = World::shop().await?;
     let topology = world.follow().await?;
@@ -327,7 +355,10 @@ async fn a_watch_that_is_refused_after_it_began() -> Result<()> {
         _ => None,
     };
     let since = stale(Kind::Pods);
-    // The version is forgotten, which a watch says in a response that begins well; and there is no list.
+    // What happened is forgotten, which a watch says in a response that begins well; and there is no list.
+    world
+        .server
+        .put("pods", pod("back-1", "node-2", "10.0.2.9"));
     world.server.forget();
     let busy = r#"{"kind": "Status", "code": 503, "message": "starting"}"#;
     for _ in 0..50 {

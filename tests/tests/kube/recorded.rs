@@ -225,17 +225,15 @@ async fn refusals() -> Result<()> {
         world.server.reply_first("pods", Verb::List, refusal);
     }
     let topology = world.listen().await?;
-    world.ready(topology.view()).await?;
+    world
+        .wait_for("pods are given up, and nodes are known", || {
+            let knowledge = topology.view().knowledge();
+            knowledge[&Kind::Pods] == Knowledge::Refused
+                && knowledge[&Kind::Nodes] == Knowledge::Current
+        })
+        .await?;
     ensure!(name_of(topology.view(), "192.168.50.11") == "node node-1");
-    let knowledge = topology.view().knowledge();
-    ensure!(
-        knowledge[&Kind::Pods] == Knowledge::Refused,
-        "{knowledge:?}"
-    );
-    ensure!(
-        knowledge[&Kind::Nodes] == Knowledge::Current,
-        "{knowledge:?}"
-    );
+    ensure!(!topology.view().is_ready());
     let complaints = world
         .log
         .lines(&["WARN", "not allowed to list pods", "get, list and watch"]);

@@ -35,8 +35,8 @@ const WATCH_MARGIN: Duration = Duration::from_secs(10);
 /// A watch that is shorter than this and says nothing is a failure.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
-/// For so long after a watch has begun its events may tell of what happened before: an API server has that in memory. It
-/// may also say by then that it has it no more, in a response that began well.
+/// For so long after a watch has begun its events may tell of what happened while there was none: an API server has that in
+/// memory. It may also say by then that it has it no more, in a response that began well.
 const CATCHING_UP: Duration = Duration::from_secs(1);
 
 /// A watch that ends so long before its time was ended for a reason that may have ended all others, too.
@@ -187,6 +187,7 @@ impl Follower {
         let began = Instant::now();
         let mut said_something = false;
         let mut caught_up = false;
+        let was_away = matches!(self.shared.knowledge(self.kind), Knowledge::Stale { .. });
         let drawn = Duration::from_secs(seconds.into());
         let mut patience = drawn + WATCH_MARGIN;
         let mut lines = Lines::new(response, MAX_OBJECT_BYTES);
@@ -213,7 +214,8 @@ impl Follower {
                 Event::Change { change, version } => {
                     let mut index = self.shared.write();
                     let now = now();
-                    let since = if caught_up { now } else { self.heard };
+                    let is_late = was_away && !caught_up;
+                    let since = if is_late { self.heard } else { now };
                     index.apply_late(*change, since, now);
                     if self.kind.held(&index) > MAX_OBJECTS {
                         return Err(Trouble::TooMany(MAX_OBJECTS));

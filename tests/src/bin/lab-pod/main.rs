@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod call;
+mod hold;
 mod play;
 mod serve;
 mod target;
@@ -50,6 +51,8 @@ enum Word {
     Serve(serve::Options),
     /// Make connections, exchange a byte on each, close them, and print what became of them as a line of JSON.
     Call(call::Options),
+    /// Make connections and keep them.
+    Hold(hold::Options),
     /// Do what the steps say with sockets of one's own, one step after the other, and end.
     Play(play::Options),
     /// Become another program.
@@ -100,6 +103,7 @@ fn run(word: Word) -> Result<()> {
     match word {
         Word::Serve(options) => serve::run(options),
         Word::Call(options) => call::run(options),
+        Word::Hold(options) => hold::run(&options),
         Word::Play(options) => play::run(&options),
         Word::Exec {
             hide,

@@ -6,6 +6,7 @@ use std::{
     mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     process::{Command, Stdio},
     str::FromStr,
     thread,
@@ -76,6 +77,8 @@ enum Step {
     Pause(u64),
     /// `burst COUNT ADDRESS`: so many datagrams, each from a connected socket of its own, with a port of its own.
     Burst(usize, SocketAddr),
+    /// `await FILE`: until it is there.
+    Await(PathBuf),
     /// `ready`: tells the lab.
     Ready,
 }
@@ -112,6 +115,7 @@ impl FromStr for Step {
             ["abort", socket] => Self::Abort(name(socket)),
             ["pause", milliseconds] => Self::Pause(milliseconds.parse()?),
             ["burst", count, address] => Self::Burst(count.parse()?, address.parse()?),
+            ["await", file] => Self::Await(file.into()),
             ["ready"] => Self::Ready,
             _ => bail!("`{text}` is no step"),
         })
@@ -207,6 +211,11 @@ fn take(step: &Step, sockets: &mut HashMap<String, Socket>) -> Result<()> {
         }
         Step::Pause(milliseconds) => thread::sleep(Duration::from_millis(*milliseconds)),
         Step::Burst(count, address) => burst(*count, *address)?,
+        Step::Await(file) => {
+            while !file.exists() {
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
         Step::Ready => announce()?,
     }
     Ok(())

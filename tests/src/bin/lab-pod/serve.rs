@@ -25,6 +25,19 @@ pub(crate) struct Options {
     /// TCP ports to listen on, where every connection is reset as soon as it is accepted.
     #[arg(long, value_delimiter = ',')]
     reset: Vec<u16>,
+    /// TCP ports to listen on, where every connection is accepted and left alone.
+    #[arg(long, value_delimiter = ',')]
+    keep: Vec<u16>,
+    /// TCP ports to listen on, where nothing is accepted.
+    #[arg(long, value_delimiter = ',')]
+    deaf: Vec<u16>,
+    /// TCP ports to listen on until a connection is accepted, which is left alone.
+    #[arg(long, value_delimiter = ',')]
+    once: Vec<u16>,
+    /// How many connections may wait to be accepted. The most that the kernel allows by default: a burst of callers must
+    /// not see a full queue.
+    #[arg(long, default_value_t = 4096)]
+    backlog: i32,
     /// UDP ports to answer on.
     #[arg(long, value_delimiter = ',')]
     udp: Vec<u16>,
@@ -41,14 +54,29 @@ pub(crate) fn run(options: Options) -> Result<()> {
     let calls: Arc<[Target]> = options.call.into();
     for port in options.tcp {
         let address = SocketAddr::new(options.bind, port);
-        let listener = listen(address).with_context(|| address.to_string())?;
+        let listener = listen(address, options.backlog).with_context(|| address.to_string())?;
         let calls = Arc::clone(&calls);
         thread::spawn(move || accept(&listener, &calls));
     }
     for port in options.reset {
         let address = SocketAddr::new(options.bind, port);
-        let listener = listen(address).with_context(|| address.to_string())?;
+        let listener = listen(address, options.backlog).with_context(|| address.to_string())?;
         thread::spawn(move || reset(&listener));
+    }
+    for port in options.keep {
+        let address = SocketAddr::new(options.bind, port);
+        let listener = listen(address, options.backlog).with_context(|| address.to_string())?;
+        thread::spawn(move || keep(&listener));
+    }
+    let mut deaf = Vec::new();
+    for port in options.deaf {
+        let address = SocketAddr::new(options.bind, port);
+        deaf.push(listen(address, options.backlog).with_context(|| address.to_string())?);
+    }
+    for port in options.once {
+        let address = SocketAddr::new(options.bind, port);
+        let listener = listen(address, options.backlog).with_context(|| address.to_string())?;
+        thread::spawn(move || once(listener));
     }
     for port in options.udp {
         let address = SocketAddr::new(options.bind, port);
@@ -61,7 +89,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -72,8 +100,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
-    // The most that the kernel allows by default: a burst of callers must not see a full queue.
-    socket.listen(4096)?;
+    socket.listen(backlog)?;
     Ok(socket.into())
 }
 
@@ -102,6 +129,30 @@ fn reset(listener: &TcpListener) {
         if let Err(error) = closed {
             eprintln!("lab-pod: accept: {error}");
         }
+    }
+}
+
+/// Accepts for as long as there are files to be had.
+fn keep(listener: &TcpListener) {
+    let mut kept = Vec::new();
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => kept.push(stream),
+            Err(error) => eprintln!("lab-pod: accept: {error}"),
+        }
+    }
+}
+
+/// Accepts one connection and closes the listener.
+fn once(listener: TcpListener) {
+    match listener.accept() {
+        Ok((_stream, _)) => {
+            drop(listener);
+            loop {
+                thread::park();
+            }
+        }
+        Err(error) => eprintln!("lab-pod: accept: {error}"),
     }
 }
 

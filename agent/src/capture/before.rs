@@ -1,0 +1,412 @@
+//! Sockets that are older than the hooks: found once, counted as the hooks count.
+//!
+//! While they are looked for the hooks remember the connections that they count (`WITNESSED`), so that none is counted
+//! twice: see `agent_ebpf::before`. Where the kernel cannot run its iterators `/proc` is read ([`crate::before`]).
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    time::Instant,
+};
+
+use agent_common::{
+    name,
+    types::{COMM_LEN, Connection, FlowKey, FlowValue, ListenerKey, OpenBefore, Owner, kind},
+};
+use aya::{
+    Btf, Ebpf,
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError},
+    programs::{Iter, ProgramError, links::LinkError},
+};
+
+use super::{Error, Losses, clock, hooks::Iterators, map_error, slot, take};
+use crate::{
+    before::{CgroupIds, Found, Process, Progress, Walk},
+    identity::Mounts,
+};
+
+/// The target of the iterators: the open files of all processes.
+const ITERATED: &str = "task_file";
+
+/// Connections that the hooks may count while older ones are looked for, for which there is room at least.
+const WITNESSES: u32 = 65_536;
+
+/// Room for no more than this many, which takes some 500 MB.
+const MOST_WITNESSES: u32 = 1 << 22;
+
+/// How often connections are looked for at most. A connection that is handed from one process to another, or accepted, at
+/// the wrong moment is missed once; the second time nothing new is the end.
+const MOST_PASSES: u32 = 6;
+
+/// The reason under which is counted what could not be looked into: processes, network namespaces, or everything.
+const UNREAD: &str = "open_before_unread";
+
+/// The same for connections that were found and for which there was no room, see `Loss::OpenBefore`.
+const LEFT_OUT: &str = "open_before";
+
+const IPPROTO_TCP: u8 = 6;
+
+/// Flag of an update that makes entries and changes none.
+const BPF_NOEXIST: u64 = 1;
+
+type Witnessed = HashMap<MapData, Connection, u8>;
+
+/// What has to be known before the hooks are attached, so that they say which connections they count.
+pub(super) struct Search {
+    witnessed: Witnessed,
+    active: ArrayOfMaps<MapData, Witnessed>,
+    active_fd: OwnedFd,
+    started: Instant,
+}
+
+/// What was found beside that which lies in the maps.
+#[derive(Debug, Default)]
+pub(super) struct Older {
+    pub(super) flows: Vec<(FlowKey, FlowValue)>,
+    pub(super) losses: Losses,
+}
+
+/// Why the iterators did not do.
+#[derive(Debug, thiserror::Error)]
+enum IteratorError {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error(transparent)]
+    Read(#[from] io::Error),
+}
+
+/// Loads the iterators that the kernel takes.
+pub(super) fn load(ebpf: &mut Ebpf, types: &Btf) -> Iterators {
+    let mut takes = |program| match iterator(ebpf, program).and_then(|it| it.load(ITERATED, types))
+    {
+        Ok(()) => true,
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, program, "the kernel refuses an iterator");
+            false
+        }
+    };
+    Iterators {
+        connections: takes(name::OPEN_LISTENERS) && takes(name::OPEN_CONNECTIONS),
+        datagrams: takes(name::OPEN_DATAGRAMS),
+    }
+}
+
+/// Room for every TCP socket that there is, and for those that are made meanwhile.
+pub(super) fn witnesses() -> u32 {
+    let text = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+    allocated(&text)
+        .unwrap_or(WITNESSES)
+        .saturating_add(WITNESSES)
+        .min(MOST_WITNESSES)
+}
+
+/// `alloc` in the line `TCP: inuse 5 orphan 0 tw 0 alloc 8 mem 1`: sockets of all network namespaces and of IPv6 too.
+fn allocated(sockstat: &str) -> Option<u32> {
+    let mut fields = sockstat
+        .lines()
+        .find_map(|line| line.strip_prefix("TCP:"))?
+        .split_ascii_whitespace();
+    fields.find(|field| *field == "alloc")?;
+    fields.next()?.parse().ok()
+}
+
+impl Search {
+    /// To be called before the hooks are attached.
+    pub(super) fn start(ebpf: &mut Ebpf) -> Result<Self, Error> {
+        let witnessed = Witnessed::try_from(take(ebpf, name::WITNESSED)?)
+            .map_err(map_error(name::WITNESSED))?;
+        let active = take(ebpf, name::ACTIVE_WITNESSED)?;
+        let active_fd = match &active {
+            Map::ArrayOfMaps(data) => data.fd().as_fd().try_clone_to_owned(),
+            _ => return Err(Error::Missing(name::ACTIVE_WITNESSED)),
+        }
+        .map_err(Error::Descriptor)?;
+        let active = ArrayOfMaps::try_from(active).map_err(map_error(name::ACTIVE_WITNESSED))?;
+        let mut search = Self {
+            witnessed,
+            active,
+            active_fd,
+            started: Instant::now(),
+        };
+        search.remember()?;
+        Ok(search)
+    }
+
+    /// Tells the UDP programs of sockets that are older than they are.
+    pub(super) fn datagrams(&self, ebpf: &mut Ebpf, iterators: Iterators) {
+        if !iterators.datagrams {
+            return;
+        }
+        if let Err(error) = run(ebpf, name::OPEN_DATAGRAMS, &mut Progress::start()) {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "of UDP conversations that are under way, who spoke first is not known"
+            );
+        }
+    }
+
+    /// To be called when they are attached: finds what is older, and ends the remembering.
+    pub(super) fn run(
+        mut self,
+        ebpf: &mut Ebpf,
+        iterators: Iterators,
+        names_netns: bool,
+    ) -> Result<Older, Error> {
+        // Like every update of such a map it returns when all programs have ended that were running, and so every
+        // state change whose tracepoint was passed before the hooks sat on it.
+        self.remember()?;
+        let mut older = Older::default();
+        let mut by = "iterators";
+        let done = match iterators.connections.then(|| iterate(ebpf)) {
+            Some(Ok(found)) => Some((found.listeners, found.connections)),
+            Some(Err(error)) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "the kernel does not iterate, reading /proc");
+                None
+            }
+            None => None,
+        };
+        let (listeners, connections) = match done {
+            Some(counts) => counts,
+            None => {
+                by = "/proc";
+                self.read_proc(ebpf, names_netns, &mut older)?
+            }
+        };
+        self.datagrams(ebpf, iterators);
+        let sockets = found(ebpf).map_err(map_error(name::OPEN_BEFORE))?.datagrams;
+        for program in [
+            name::OPEN_LISTENERS,
+            name::OPEN_CONNECTIONS,
+            name::OPEN_DATAGRAMS,
+        ] {
+            match iterator(ebpf, program).and_then(Iter::unload) {
+                Ok(()) | Err(ProgramError::NotLoaded) => {}
+                Err(error) => tracing::debug!(%error, program, "not unloaded"),
+            }
+        }
+        slot::clear(self.active_fd.as_fd(), 0).map_err(|io_error| {
+            map_error(name::ACTIVE_WITNESSED)(MapError::SyscallError(aya::sys::SyscallError {
+                call: "bpf_map_delete_elem",
+                io_error,
+            }))
+        })?;
+        let milliseconds = self.started.elapsed().as_millis();
+        // Looked for twice.
+        let udp_sockets = sockets / 2;
+        tracing::info!(
+            listeners,
+            connections,
+            udp_sockets,
+            milliseconds,
+            by,
+            "open before"
+        );
+        Ok(older)
+    }
+
+    fn remember(&mut self) -> Result<(), Error> {
+        self.active
+            .set(0, &self.witnessed, 0)
+            .map_err(map_error(name::ACTIVE_WITNESSED))
+    }
+
+    /// Does without iterators: returns how many listeners and connections were found.
+    fn read_proc(
+        &self,
+        ebpf: &mut Ebpf,
+        names_netns: bool,
+        older: &mut Older,
+    ) -> Result<(u64, u64), Error> {
+        let mount = Mounts::read().ok().map(|mounts| mounts.root);
+        let walk = Walk::new(PathBuf::from("/proc"), CgroupIds::new(mount));
+        let found = match walk.run() {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(%error, "what was open before is not known");
+                older.losses.insert(UNREAD.to_owned(), 1);
+                return Ok((0, 0));
+            }
+        };
+        if found.ownerless > 0 {
+            tracing::warn!(
+                sockets = found.ownerless,
+                "some processes let nobody look at their files (is CAP_SYS_PTRACE missing?): their sockets are named by address"
+            );
+        }
+        for (reason, count) in [(UNREAD, found.unread), (LEFT_OUT, found.left_out)] {
+            if count > 0 {
+                older.losses.insert(reason.to_owned(), count);
+            }
+        }
+        let listeners = remember_listeners(ebpf, &found, names_netns)?;
+        // After the tables were read: a connection that is in one, and is not witnessed now, was there before the hooks.
+        let now_ns = clock::monotonic_ns().map_err(Error::Clock)?;
+        for connection in found.connections {
+            let mut ends = connection.ends;
+            if !names_netns {
+                ends.netns = 0;
+            }
+            match self.witnessed.get(&ends, 0) {
+                Err(MapError::KeyNotFound) => {}
+                Ok(_) => continue,
+                Err(error) => return Err(map_error(name::WITNESSED)(error)),
+            }
+            let owner = connection.owner.as_ref();
+            let key = FlowKey {
+                local: ends.local,
+                remote: ends.remote,
+                cgroup: owner.map_or(0, |owner| owner.cgroup),
+                netns: ends.netns,
+                port: if connection.accepted {
+                    ends.local_port
+                } else {
+                    ends.remote_port
+                },
+                protocol: IPPROTO_TCP,
+                kind: if connection.accepted {
+                    kind::ACCEPTED
+                } else {
+                    kind::CONNECTED
+                },
+            };
+            let value = FlowValue {
+                count: 1,
+                first_ns: now_ns,
+                last_ns: now_ns,
+                pid: owner.map_or(0, |owner| owner.pid),
+                padding: 0,
+                comm: owner.map_or([0; COMM_LEN], comm),
+            };
+            older.flows.push((key, value));
+        }
+        Ok((listeners, older.flows.len() as u64))
+    }
+}
+
+/// Tells the hooks who listens. Those that do not know namespaces apart look for exact addresses only.
+fn remember_listeners(ebpf: &mut Ebpf, found: &Found, names_netns: bool) -> Result<u64, Error> {
+    let map = ebpf
+        .map_mut(name::LISTENERS)
+        .ok_or(Error::Missing(name::LISTENERS))?;
+    let mut listeners: HashMap<_, ListenerKey, Owner> =
+        HashMap::try_from(map).map_err(map_error(name::LISTENERS))?;
+    let mut count = 0;
+    for listener in &found.listeners {
+        let Some(process) = &listener.owner else {
+            continue;
+        };
+        let key = ListenerKey {
+            address: listener.address,
+            netns: if names_netns { listener.netns } else { 0 },
+            port: listener.port,
+            padding: 0,
+        };
+        let owner = Owner {
+            cgroup: process.cgroup,
+            socket: 0,
+            pid: process.pid,
+            padding: 0,
+            comm: comm(process),
+        };
+        match listeners.insert(key, owner, BPF_NOEXIST) {
+            Ok(()) => count += 1,
+            // The hooks know better.
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(error) => {
+                tracing::error!(%error, "a listener's owner is not remembered");
+            }
+        }
+    }
+    Ok(count)
+}
+
+fn comm(process: &Process) -> [u8; COMM_LEN] {
+    let mut comm = [0; COMM_LEN];
+    let bytes = process.comm.as_bytes();
+    let length = bytes.len().min(COMM_LEN - 1);
+    comm[..length].copy_from_slice(&bytes[..length]);
+    comm
+}
+
+/// Runs the iterators until they find nothing more.
+fn iterate(ebpf: &mut Ebpf) -> Result<OpenBefore, IteratorError> {
+    let mut progress = Progress::start();
+    run(ebpf, name::OPEN_LISTENERS, &mut progress)?;
+    let mut last = 0;
+    for pass in 0..MOST_PASSES {
+        run(ebpf, name::OPEN_CONNECTIONS, &mut progress)?;
+        let found = found(ebpf)?.connections;
+        if pass > 0 && found == last {
+            break;
+        }
+        last = found;
+    }
+    Ok(found(ebpf)?)
+}
+
+fn run(
+    ebpf: &mut Ebpf,
+    program: &'static str,
+    progress: &mut Progress,
+) -> Result<(), IteratorError> {
+    let iterator = iterator(ebpf, program)?;
+    let link = iterator.attach()?;
+    let mut file = iterator.take_link(link)?.into_file()?;
+    // The program writes nothing: the end of the file is the end of the files. After a million of them the kernel wants to
+    // be asked again (`bpf_seq_read` in `kernel/bpf/bpf_iter.c`).
+    loop {
+        match file.read(&mut [0; 16]) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if progress.is_due() {
+            let found = found(ebpf)?;
+            tracing::info!(
+                files = found.files,
+                connections = found.connections,
+                "looking for what was open before"
+            );
+        }
+    }
+}
+
+fn iterator<'a>(ebpf: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Iter, ProgramError> {
+    ebpf.program_mut(program)
+        .ok_or(ProgramError::NotLoaded)
+        .and_then(TryInto::try_into)
+}
+
+fn found(ebpf: &Ebpf) -> Result<OpenBefore, MapError> {
+    let map = ebpf.map(name::OPEN_BEFORE).ok_or(MapError::KeyNotFound)?;
+    Array::<_, OpenBefore>::try_from(map)?.get(&0, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_of_all_namespaces() {
+        let text =
+            "sockets: used 32\nTCP: inuse 12 orphan 0 tw 0 alloc 17 mem 0\nUDP: inuse 0 mem 0\n";
+        assert_eq!(allocated(text), Some(17));
+        assert_eq!(allocated("UDP: alloc 3\n"), None);
+        assert_eq!(allocated(""), None);
+    }
+}
