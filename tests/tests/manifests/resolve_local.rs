@@ -1,4 +1,4 @@
-//! The component `resolve-local`, and what it makes of the base.
+//! The component `components/local-resolve`, and what it makes of the base.
 
 use std::fs;
 
@@ -53,7 +53,7 @@ struct Operation {
 }
 
 fn component() -> Component {
-    let text = fs::read_to_string(deploy().join("resolve-local/kustomization.yaml")).unwrap();
+    let text = fs::read_to_string(deploy().join("components/local-resolve/kustomization.yaml")).unwrap();
     let component: Component = serde_yaml::from_str(&text).unwrap();
     assert_eq!(
         (component.api_version.as_str(), component.kind.as_str()),
@@ -116,11 +116,11 @@ fn own() -> Manifests {
     let component = component();
     let mut own = Manifests::default();
     for file in &component.resources {
-        own.read(&format!("resolve-local/{file}"));
+        own.read(&format!("components/local-resolve/{file}"));
     }
     for patch in &component.patches {
         if let Patch::File { path } = patch {
-            own.read(&format!("resolve-local/{path}"));
+            own.read(&format!("components/local-resolve/{path}"));
         }
     }
     own
