@@ -1,8 +1,8 @@
 //! Who may report, and who may read.
 //!
 //! Agents show a bearer token: one of a file's, or their pod's service-account token, which is checked by a TokenReview
-//! and then also says on which node the pod is. Readers show a token of another file: who may report may not read, nor
-//! the other way round. Certificates of clients are checked in the TLS handshake, before anything else is heard.
+//! and then also says on which node the pod is. Readers show a token of another file, or one of another service account: who
+//! may report may not read, nor the other way round. Certificates of clients are checked in the TLS handshake, before anything else is heard.
 
 mod review;
 
@@ -13,8 +13,8 @@ use flow::{
     transport::{Secret, ServerFiles, ServerTls, TlsError, TokenError, TokenFile},
 };
 
-use self::review::Reviewer;
 pub use self::review::{Account, AccountError};
+use self::review::{Holder, Reviewer};
 
 /// What is asked of those who connect.
 #[derive(Clone, Debug, Default)]
@@ -39,7 +39,9 @@ pub struct Review {
     /// The audience that tokens are issued for.
     pub audience: String,
     /// The account of the agents.
-    pub account: Account,
+    pub agents: Account,
+    /// That of the readers, if they may show a token of one.
+    pub readers: Option<Account>,
 }
 
 /// Why the rules cannot be followed.
@@ -71,7 +73,9 @@ pub enum Denied {
     #[error("the bearer token is not valid here")]
     WrongToken,
     /// Nobody may read.
-    #[error("reading is not permitted: this generator has no --read-token-file")]
+    #[error(
+        "reading is not permitted: this generator has no --read-token-file and no --reader-account"
+    )]
     NoReading,
     /// It cannot be found out at the moment.
     #[error("the bearer token cannot be checked now")]
@@ -144,10 +148,10 @@ impl Gate {
             return Ok(Admission::default());
         }
         match &self.reviewer {
-            Some(reviewer) => reviewer
-                .node_of(shown)
-                .await
-                .map(|node| Admission { node: Some(node) }),
+            Some(reviewer) => match reviewer.holder_of(shown).await? {
+                Holder::Agent(node) => Ok(Admission { node: Some(node) }),
+                Holder::Reader => Err(Denied::WrongToken),
+            },
             None => Err(Denied::WrongToken),
         }
     }
@@ -156,15 +160,24 @@ impl Gate {
     ///
     /// # Errors
     /// If not, or if that cannot be found out.
-    pub fn reader(&self, shown: Option<&Secret>) -> Result<(), Denied> {
-        let Some(tokens) = &self.read_tokens else {
+    pub async fn reader(&self, shown: Option<&Secret>) -> Result<(), Denied> {
+        let reviewer = self.reviewer.as_ref().filter(|one| one.knows_readers());
+        if self.read_tokens.is_none() && reviewer.is_none() {
             let open = self.tokens.is_none() && self.reviewer.is_none() && !self.client_ca;
             return if open { Ok(()) } else { Err(Denied::NoReading) };
-        };
-        match shown {
-            None => Err(Denied::NoToken),
-            Some(shown) if has(tokens, shown)? => Ok(()),
-            Some(_) => Err(Denied::WrongToken),
+        }
+        let shown = shown.ok_or(Denied::NoToken)?;
+        if let Some(tokens) = &self.read_tokens
+            && has(tokens, shown)?
+        {
+            return Ok(());
+        }
+        match reviewer {
+            Some(reviewer) => match reviewer.holder_of(shown).await? {
+                Holder::Reader => Ok(()),
+                Holder::Agent(_) => Err(Denied::WrongToken),
+            },
+            None => Err(Denied::WrongToken),
         }
     }
 }

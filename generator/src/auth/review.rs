@@ -89,23 +89,34 @@ impl fmt::Display for Account {
 pub(super) struct Reviewer {
     client: Client,
     audience: String,
-    account: Account,
+    agents: Account,
+    readers: Option<Account>,
     /// By the tokens' fingerprints: tokens themselves are not kept.
     remembered: Mutex<HashMap<[u8; 32], Remembered>>,
     asking: Semaphore,
 }
 
 struct Remembered {
-    /// The node of a valid token.
-    node: Option<String>,
+    /// Of a valid token.
+    holder: Option<Holder>,
     until: Instant,
+}
+
+/// Whose a token is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// The agent on this node.
+    Agent(String),
+    /// Who may read.
+    Reader,
 }
 
 impl fmt::Debug for Reviewer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reviewer")
             .field("audience", &self.audience)
-            .field("account", &self.account)
+            .field("agents", &self.agents)
+            .field("readers", &self.readers)
             .finish_non_exhaustive()
     }
 }
@@ -115,26 +126,32 @@ impl Reviewer {
         Ok(Self {
             client: source::client(&review.access).await?,
             audience: review.audience,
-            account: review.account,
+            agents: review.agents,
+            readers: review.readers,
             remembered: Mutex::default(),
             asking: Semaphore::new(MAX_ASKING),
         })
     }
 
-    /// The node on which the token's pod is.
-    pub(super) async fn node_of(&self, token: &Secret) -> Result<String, Denied> {
+    /// Whether there is anybody who may read by a token of an account.
+    pub(super) fn knows_readers(&self) -> bool {
+        self.readers.is_some()
+    }
+
+    /// Whose the token is.
+    pub(super) async fn holder_of(&self, token: &Secret) -> Result<Holder, Denied> {
         if token.expose().len() > MAX_TOKEN {
             return Err(Denied::WrongToken);
         }
         let fingerprint = token.fingerprint();
-        if let Some(node) = self.remembered(&fingerprint) {
-            return node.ok_or(Denied::WrongToken);
+        if let Some(holder) = self.remembered(&fingerprint) {
+            return holder.ok_or(Denied::WrongToken);
         }
         let Ok(_place) = self.asking.acquire().await else {
             return Err(Denied::Unavailable);
         };
-        let node = match timeout(PATIENCE, self.ask(token)).await {
-            Ok(Ok(node)) => node,
+        let holder = match timeout(PATIENCE, self.ask(token)).await {
+            Ok(Ok(holder)) => holder,
             Ok(Err(error)) => {
                 warn!(%error, "tokens cannot be checked by the API server");
                 return Err(Denied::Unavailable);
@@ -144,23 +161,23 @@ impl Reviewer {
                 return Err(Denied::Unavailable);
             }
         };
-        self.remember(fingerprint, node.clone());
-        node.ok_or(Denied::WrongToken)
+        self.remember(fingerprint, holder.clone());
+        holder.ok_or(Denied::WrongToken)
     }
 
-    fn remembered(&self, fingerprint: &[u8; 32]) -> Option<Option<String>> {
+    fn remembered(&self, fingerprint: &[u8; 32]) -> Option<Option<Holder>> {
         let remembered = self
             .remembered
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let known = remembered.get(fingerprint)?;
-        (Instant::now() < known.until).then(|| known.node.clone())
+        (Instant::now() < known.until).then(|| known.holder.clone())
     }
 
-    fn remember(&self, fingerprint: [u8; 32], node: Option<String>) {
+    fn remember(&self, fingerprint: [u8; 32], holder: Option<Holder>) {
         let now = Instant::now();
         let until = now
-            + match node {
+            + match holder {
                 Some(_) => REMEMBER_VALID,
                 None => REMEMBER_INVALID,
             };
@@ -173,15 +190,15 @@ impl Reviewer {
         }
         if remembered.len() >= MAX_REMEMBERED {
             // Strangers must not push out who belongs here.
-            remembered.retain(|_, known| known.node.is_some());
+            remembered.retain(|_, known| known.holder.is_some());
         }
         if remembered.len() < MAX_REMEMBERED {
-            remembered.insert(fingerprint, Remembered { node, until });
+            remembered.insert(fingerprint, Remembered { holder, until });
         }
     }
 
-    /// `None` if the token is not valid, or not an agent's.
-    async fn ask(&self, token: &Secret) -> Result<Option<String>, kube::Error> {
+    /// `None` if the token is not valid, or of an account that has no business here.
+    async fn ask(&self, token: &Secret) -> Result<Option<Holder>, kube::Error> {
         let review = TokenReview {
             spec: TokenReviewSpec {
                 audiences: Some(vec![self.audience.clone()]),
@@ -206,14 +223,19 @@ impl Reviewer {
             debug!("token refused by the API server");
             return Ok(None);
         };
-        if user.username.as_deref() != Some(self.account.to_string().as_str()) {
+        let is = |account: &Account| user.username.as_deref() == Some(&account.to_string());
+        if self.readers.as_ref().is_some_and(is) {
+            return Ok(Some(Holder::Reader));
+        }
+        if !is(&self.agents) {
             warn!(user = user.username, "a token of another account was shown");
             return Ok(None);
         }
-        match extra(&user, NODE_NAME) {
-            Some(node) => Ok(Some(node.to_owned())),
-            None => self.node_of_pod(&user).await,
-        }
+        let node = match extra(&user, NODE_NAME) {
+            Some(node) => Some(node.to_owned()),
+            None => self.node_of_pod(&user).await?,
+        };
+        Ok(node.map(Holder::Agent))
     }
 
     /// Where the API server does not say the node (before Kubernetes 1.30): by the pod, which the token is bound to.
@@ -222,7 +244,7 @@ impl Reviewer {
             warn!("the agents' token is not bound to a pod: a projected one is");
             return Ok(None);
         };
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.account.namespace);
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.agents.namespace);
         let Some(pod) = pods.get_opt(name).await? else {
             return Ok(None);
         };

@@ -73,7 +73,7 @@ async fn reporting_and_reading_are_two_permissions() {
     ] {
         let shown = shown.map(secret);
         assert_eq!(both.agent(shown.as_ref()).await, may_report);
-        assert_eq!(both.reader(shown.as_ref()), may_read);
+        assert_eq!(both.reader(shown.as_ref()).await, may_read);
     }
     // The file is read each time.
     std::fs::write(agents.path(), "another").unwrap();
@@ -97,8 +97,11 @@ async fn who_guards_reporting_does_not_leave_reading_open() {
         ..Rules::default()
     };
     let gate = gate(&rules, LOOPBACK).await.unwrap();
-    assert_eq!(gate.reader(None), Err(Denied::NoReading));
-    assert_eq!(gate.reader(Some(&secret("agent"))), Err(Denied::NoReading));
+    assert_eq!(gate.reader(None).await, Err(Denied::NoReading));
+    assert_eq!(
+        gate.reader(Some(&secret("agent"))).await,
+        Err(Denied::NoReading)
+    );
 }
 
 #[test]

@@ -35,6 +35,10 @@ pub(super) struct Args {
     )]
     listen: SocketAddr,
 
+    /// Address on which /healthz, /readyz and /metrics are answered, to anybody who can reach it and without TLS
+    #[arg(long, value_name = "ADDRESS:PORT", env = "MICROSHIELD_METRICS")]
+    metrics: Option<SocketAddr>,
+
     /// Folder in which the ledger is kept; without it, a restart forgets everything
     #[arg(long, value_name = "DIR", env = "MICROSHIELD_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -126,7 +130,16 @@ struct AuthArgs {
     )]
     agent_account: Option<Account>,
 
-    /// Readers of the status and the metrics show one of the tokens of this file
+    /// The service account of readers, who show a token of it for the same audience
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        env = "MICROSHIELD_READER_ACCOUNT",
+        requires = "token_audience"
+    )]
+    reader_account: Option<Account>,
+
+    /// Readers show one of the tokens of this file
     #[arg(long, value_name = "FILE", env = "MICROSHIELD_READ_TOKEN_FILE")]
     read_token_file: Option<TokenFile>,
 
@@ -168,7 +181,8 @@ impl AuthArgs {
             Some(Review {
                 access,
                 audience,
-                account: self.agent_account?,
+                agents: self.agent_account?,
+                readers: self.reader_account,
             })
         };
         let tls = |cert| {
@@ -234,6 +248,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     };
     let config = Config {
         listen: args.listen,
+        metrics: args.metrics,
         rules,
         limits: Limits {
             bounds: Bounds {

@@ -117,22 +117,10 @@ async fn answer(
 ) -> Response<String> {
     match (request.uri().path(), request.method()) {
         (AGENTS_PATH, _) => agents(request, accepted, desk).await,
-        ("/healthz", &Method::GET) => respond(StatusCode::OK, TEXT, "ok\n".to_owned()),
-        ("/readyz", &Method::GET) => match status(desk).await {
-            Some(status) if status.topology.is_none_or(|topology| topology.ready) => {
-                respond(StatusCode::OK, TEXT, "ready\n".to_owned())
-            }
-            Some(_) => refuse(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "The cluster's objects are not known yet.".to_owned(),
-            ),
-            None => stopping(),
-        },
+        ("/healthz", &Method::GET) => alive(),
+        ("/readyz", &Method::GET) => ready(desk).await,
         ("/metrics", &Method::GET) => match read(&request, desk).await {
-            Ok(status) => match metrics::text(&desk.meter, &status) {
-                Ok(text) => respond(StatusCode::OK, METRICS, text),
-                Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-            },
+            Ok(status) => counted(desk, &status),
             Err(response) => *response,
         },
         (STATUS_PATH, &Method::GET) => match read(&request, desk).await {
@@ -146,6 +134,46 @@ async fn answer(
             StatusCode::NOT_FOUND,
             format!("There is nothing at this path. Agents connect to {AGENTS_PATH}."),
         ),
+    }
+}
+
+/// The response to one who watches the process, and shows nothing.
+pub(super) async fn watched(request: &Request<Incoming>, desk: &Desk) -> Response<String> {
+    match (request.uri().path(), request.method()) {
+        ("/healthz", &Method::GET) => alive(),
+        ("/readyz", &Method::GET) => ready(desk).await,
+        ("/metrics", &Method::GET) => match status(desk).await {
+            Some(status) => counted(desk, &status),
+            None => stopping(),
+        },
+        _ => refuse(
+            StatusCode::NOT_FOUND,
+            "There is nothing at this path but /healthz, /readyz and /metrics.".to_owned(),
+        ),
+    }
+}
+
+fn alive() -> Response<String> {
+    respond(StatusCode::OK, TEXT, "ok\n".to_owned())
+}
+
+async fn ready(desk: &Desk) -> Response<String> {
+    match status(desk).await {
+        Some(status) if status.topology.is_none_or(|topology| topology.ready) => {
+            respond(StatusCode::OK, TEXT, "ready\n".to_owned())
+        }
+        Some(_) => refuse(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "The cluster's objects are not known yet.".to_owned(),
+        ),
+        None => stopping(),
+    }
+}
+
+fn counted(desk: &Desk, status: &Status) -> Response<String> {
+    match metrics::text(&desk.meter, status) {
+        Ok(text) => respond(StatusCode::OK, METRICS, text),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 
@@ -195,6 +223,7 @@ async fn agents(
 async fn read(request: &Request<Incoming>, desk: &Desk) -> Result<Status, Box<Response<String>>> {
     desk.gate
         .reader(bearer(request).as_ref())
+        .await
         .map_err(|denied| Box::new(deny(denied, desk)))?;
     status(desk).await.ok_or_else(|| Box::new(stopping()))
 }

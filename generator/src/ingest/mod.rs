@@ -10,6 +10,7 @@ mod http;
 mod refusal;
 mod session;
 mod validate;
+mod watchers;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -28,6 +29,7 @@ pub use self::{
     refusal::Refusal,
     session::{Ask, Ended, Feedback, Receiver, Request, Room, Sender, Session, queue},
     validate::Invalid,
+    watchers::Watchers,
 };
 
 /// The most connections at a time. More are told to come back later.
@@ -67,8 +69,7 @@ impl Server {
     }
 
     /// Serves agents until `stop` turns true; returns when all connections have ended, which takes a bounded time.
-    pub async fn run(self, desk: Desk, stop: watch::Receiver<bool>) {
-        let desk = Arc::new(desk);
+    pub async fn run(self, desk: Arc<Desk>, stop: watch::Receiver<bool>) {
         let door = Door::default();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();

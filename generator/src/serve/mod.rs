@@ -8,7 +8,7 @@ mod keeper;
 mod publish;
 mod round;
 
-use std::{future::Future, io, net::SocketAddr, path::PathBuf};
+use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use flow::source::{self, Source, SourceError, Topology};
 use tokio::{
@@ -26,7 +26,7 @@ pub use self::{
 use crate::{
     auth::{Gate, Rules, RulesError},
     folder::FolderError,
-    ingest::{self, Desk, Server},
+    ingest::{self, Desk, Server, Watchers},
     metrics::Meter,
     store::{Store, StoreError},
 };
@@ -39,6 +39,8 @@ const STATUSES: usize = 4;
 pub struct Config {
     /// Where agents connect.
     pub listen: SocketAddr,
+    /// Where those connect who watch the process, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// What is asked of those who do, and of readers.
     pub rules: Rules,
     /// Where the ledger is kept; without it, in memory.
@@ -97,6 +99,7 @@ pub struct Generator {
     keeper: Keeper,
     publisher: Option<Publisher>,
     server: Server,
+    watchers: Option<Watchers>,
     gate: Gate,
     meter: Meter,
 }
@@ -122,15 +125,21 @@ impl Generator {
         };
         let server = Server::bind(config.listen)
             .await
-            .map_err(|source| ServeError::Listen {
-                address: config.listen,
-                source,
-            })?;
+            .map_err(cannot_listen(config.listen))?;
+        let watchers = match config.metrics {
+            Some(address) => Some(
+                Watchers::bind(address)
+                    .await
+                    .map_err(cannot_listen(address))?,
+            ),
+            None => None,
+        };
         Ok(Self {
             topology,
             keeper,
             publisher,
             server,
+            watchers,
             gate,
             meter,
         })
@@ -147,6 +156,7 @@ impl Generator {
             keeper,
             publisher,
             server,
+            watchers,
             gate,
             meter,
         } = self;
@@ -158,12 +168,18 @@ impl Generator {
         let publishing =
             publisher.map(|publisher| tokio::spawn(publisher.follow(keeper.revision(), wanted)));
         let mut keeping = tokio::spawn(keeper.run(requests, snapshots, statuses));
-        let desk = Desk {
+        let desk = Arc::new(Desk {
             gate,
             meter,
             status,
             queue,
-        };
+        });
+        let watching = watchers.map(|watchers| {
+            if let Ok(address) = watchers.address() {
+                info!(%address, "metrics");
+            }
+            tokio::spawn(watchers.run(Arc::clone(&desk), stopping.clone()))
+        });
         let serving = tokio::spawn(server.run(desk, stopping));
         info!(%address, "listening");
 
@@ -175,6 +191,9 @@ impl Generator {
         }
         info!("stopping");
         stop.send_replace(true);
+        if let Some(watching) = watching {
+            watching.await?;
+        }
         serving.await?;
         let kept = match kept {
             Some(kept) => kept,
@@ -191,6 +210,10 @@ impl Generator {
         info!("stopped");
         Ok(())
     }
+}
+
+fn cannot_listen(address: SocketAddr) -> impl FnOnce(io::Error) -> ServeError {
+    move |source| ServeError::Listen { address, source }
 }
 
 async fn topology(wanted: TopologyConfig) -> Result<Option<Topology>, SourceError> {

@@ -221,6 +221,53 @@ async fn metrics_and_health() {
     }
 }
 
+/// Kubelet has neither a token nor a certificate to show.
+#[test]
+fn watchers_have_an_address_of_their_own_and_hear_no_more_there() {
+    let files = Files::new();
+    let agents = files.write("agents", AGENTS);
+    let authority = Authority::new();
+    let ca = files.write("ca", &authority.certificate);
+    let (cert, key) = authority.issue("localhost");
+    let (cert, key) = (files.write("cert", &cert), files.write("key", &key));
+    let generator = Generator::start(&[
+        "--metrics",
+        "127.0.0.1:0",
+        "--token-file",
+        &agents,
+        "--tls-cert",
+        &cert,
+        "--tls-key",
+        &key,
+        "--client-ca",
+        &ca,
+    ]);
+    let line = generator.wait_for_log("metrics address=");
+    let (_, address) = line.split_once("address=").unwrap();
+    let address: SocketAddr = address.trim().parse().unwrap();
+    for (path, status, part) in [
+        ("/healthz", 200, "ok"),
+        ("/readyz", 200, "ready"),
+        ("/metrics", 200, "microshield_agents_connected 0\n"),
+        ("/v1/status", 404, "nothing at this path"),
+        ("/agents", 404, "nothing at this path"),
+    ] {
+        let answer = get(address, path, Some(AGENTS));
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(part),
+            "{path}: {answer}"
+        );
+    }
+    // Connections that say nothing keep nobody else from being answered.
+    let silent: Vec<_> = (0..12)
+        .map(|_| std::net::TcpStream::connect(address).unwrap())
+        .collect();
+    assert!(get(address, "/healthz", None).contains("ok"));
+    drop(silent);
+    let (status, took) = generator.terminate();
+    assert!(status.success() && took.as_secs() < 5, "{took:?}");
+}
+
 /// One request, over a connection of its own.
 fn get(address: SocketAddr, path: &str, token: Option<&str>) -> String {
     let mut stream = std::net::TcpStream::connect(address).unwrap();
@@ -256,6 +303,14 @@ fn nobody_is_left_in_by_mistake() {
             "no certificate in it",
         ),
         (vec!["--token-audience", "microshield"], "--agent-account"),
+        (
+            vec!["--insecure", "--reader-account", "a/b"],
+            "--token-audience",
+        ),
+        (
+            vec!["--insecure", "--metrics", "192.0.2.1:9465"],
+            "cannot listen on 192.0.2.1:9465",
+        ),
     ] {
         let mut all = vec!["serve", "--listen", "0.0.0.0:0"];
         all.extend(args);
@@ -418,6 +473,7 @@ fn review(asked: &Value) -> Value {
             json!({key("pod-name"): ["agent-1"], key("pod-uid"): ["u0"]}),
         ),
         "of-no-pod" => account("agent", json!({})),
+        "of-a-reader" => account("reader", json!({})),
         "of-another" => account("default", json!({key("node-name"): ["node-1"]})),
         "for-another" => {
             let mut status = account("agent", json!({key("node-name"): ["node-1"]}));
@@ -472,4 +528,45 @@ async fn a_service_account_s_token_reports_for_its_own_node() {
         assert_eq!(refused(address, Some("expired")).await.0, 401);
     }
     assert_eq!(reviews.load(Ordering::Relaxed), before, "asked again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_read_may_not_report_by_a_service_account_either() {
+    let files = Files::new();
+    let (kubeconfig, reviews) = api_server(&files);
+    let common = [
+        "--token-audience",
+        "microshield",
+        "--agent-account",
+        "microshield/agent",
+        "--kubeconfig",
+        &kubeconfig,
+    ];
+    let readers = ["--reader-account", "microshield/reader"];
+    let generator = Generator::start(&[common.as_slice(), &readers].concat());
+    let address = generator.address;
+    let status = |token| get(address, "/v1/status", token);
+    assert!(status(None).starts_with("HTTP/1.1 401 "));
+    assert!(status(Some("of-a-reader")).starts_with("HTTP/1.1 200 "));
+    assert!(status(Some("of-a-reader")).contains("\"agents\":[]"));
+    for token in ["on-node-1", "of-another", "for-another", "expired"] {
+        assert!(status(Some(token)).starts_with("HTTP/1.1 401 "), "{token}");
+    }
+    assert_eq!(refused(address, Some("of-a-reader")).await.0, 401);
+    assert!(ask(address, Some("on-node-1"), None).await.is_ok());
+    // One review for each of the five tokens, whatever it was shown for.
+    assert_eq!(reviews.load(Ordering::Relaxed), 5);
+
+    // A file beside it is another way to read, and not the only one.
+    let file = files.write("readers", READERS);
+    let generator =
+        Generator::start(&[common.as_slice(), &readers, &["--read-token-file", &file]].concat());
+    for token in [READERS, "of-a-reader"] {
+        let answer = get(generator.address, "/v1/status", Some(token));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{token}: {answer}");
+    }
+
+    let generator = Generator::start(&common);
+    let answer = get(generator.address, "/v1/status", Some("of-a-reader"));
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
 }

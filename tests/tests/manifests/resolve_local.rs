@@ -53,7 +53,8 @@ struct Operation {
 }
 
 fn component() -> Component {
-    let text = fs::read_to_string(deploy().join("components/local-resolve/kustomization.yaml")).unwrap();
+    let text =
+        fs::read_to_string(deploy().join("components/local-resolve/kustomization.yaml")).unwrap();
     let component: Component = serde_yaml::from_str(&text).unwrap();
     assert_eq!(
         (component.api_version.as_str(), component.kind.as_str()),
