@@ -1,4 +1,4 @@
-//! Reading files of flow records: one JSON object a line, MicroShield's form or ours.
+//! Reading files of flow records: one JSON object a line, MicroShield's form or ours, and among them what was lost.
 
 use std::{
     convert::Infallible,
@@ -10,6 +10,9 @@ use std::{
 };
 
 use flow::{parser::Parser, record::FlowRecord};
+use serde::{Deserialize, Serialize};
+
+use crate::status::LossStatus;
 
 /// The longest line that is read, in bytes. A record is a few hundred bytes, one of a pod with the most labels that
 /// Kubernetes accepts less than 300 KiB.
@@ -36,12 +39,23 @@ pub enum OnBadLine {
     Skip,
 }
 
+/// A line that says what was lost. With such lines a running generator ends its export.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LostLine {
+    pub(crate) lost: LossStatus,
+}
+
+/// How such a line begins.
+const LOST: &[u8] = b"{\"lost\"";
+
 /// How many lines were read.
 #[derive(Debug, Default)]
 pub struct Summary {
     /// Lines that held a record.
     pub records: u64,
-    /// Lines that held none.
+    /// What was lost, as some lines said.
+    pub losses: Vec<LossStatus>,
+    /// Lines that held neither.
     pub skipped: u64,
     /// What was wrong with the first of these.
     pub problems: Vec<FlowsError>,
@@ -54,7 +68,7 @@ pub enum FlowsError {
     #[error("{input}: {error}")]
     Io {
         /// The file.
-        input: Input,
+        input: String,
         /// What the system said.
         error: io::Error,
     },
@@ -62,7 +76,7 @@ pub enum FlowsError {
     #[error("{input}: line {line}: longer than {MAX_LINE_BYTES} bytes")]
     TooLong {
         /// The file.
-        input: Input,
+        input: String,
         /// The line's number, from 1.
         line: u64,
     },
@@ -70,7 +84,7 @@ pub enum FlowsError {
     #[error("{input}: line {line}, column {column}: {}{message}", field_prefix(.field))]
     Malformed {
         /// The file.
-        input: Input,
+        input: String,
         /// The line's number, from 1.
         line: u64,
         /// The byte of the line at which the error was found, from 1; 0 if it concerns the whole line.
@@ -99,17 +113,17 @@ pub fn read(
     on_bad_line: OnBadLine,
     sink: impl FnMut(FlowRecord),
 ) -> Result<Summary, FlowsError> {
-    let failed = |error| FlowsError::Io {
-        input: input.clone(),
-        error,
-    };
     match input {
-        Input::Stdin => read_lines(io::stdin().lock(), input, on_bad_line, sink),
+        Input::Stdin => read_lines(io::stdin().lock(), &input.to_string(), on_bad_line, sink),
         Input::File(path) => {
-            let file = File::open(path).map_err(failed)?;
+            let name = input.to_string();
+            let file = match File::open(path) {
+                Ok(file) => file,
+                Err(error) => return Err(FlowsError::Io { input: name, error }),
+            };
             read_lines(
                 BufReader::with_capacity(1 << 16, file),
-                input,
+                &name,
                 on_bad_line,
                 sink,
             )
@@ -117,14 +131,18 @@ pub fn read(
     }
 }
 
-fn read_lines(
+/// Reads all records of something that is open and is called `input`.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_lines(
     mut reader: impl BufRead,
-    input: &Input,
+    input: &str,
     on_bad_line: OnBadLine,
     mut sink: impl FnMut(FlowRecord),
 ) -> Result<Summary, FlowsError> {
     let failed = |error| FlowsError::Io {
-        input: input.clone(),
+        input: input.to_owned(),
         error,
     };
     let mut summary = Summary::default();
@@ -142,10 +160,13 @@ fn read_lines(
         }
         let result = if length > MAX_LINE_BYTES && text.last() != Some(&b'\n') {
             Err(FlowsError::TooLong {
-                input: input.clone(),
+                input: input.to_owned(),
                 line,
             })
         } else if text.trim_ascii().is_empty() {
+            continue;
+        } else if let Some(lost) = parse_lost(&text) {
+            summary.losses.push(lost);
             continue;
         } else {
             let text = text.trim_ascii_end();
@@ -175,9 +196,17 @@ fn read_lines(
     Ok(summary)
 }
 
-fn parse(text: &[u8], input: &Input, line: u64) -> Result<FlowRecord, FlowsError> {
+/// What is no such line may still be a record.
+fn parse_lost(text: &[u8]) -> Option<LossStatus> {
+    let line: LostLine = text
+        .starts_with(LOST)
+        .then(|| serde_json::from_slice(text).ok())??;
+    Some(line.lost)
+}
+
+fn parse(text: &[u8], input: &str, line: u64) -> Result<FlowRecord, FlowsError> {
     let malformed = |field: String, error: &serde_json::Error| FlowsError::Malformed {
-        input: input.clone(),
+        input: input.to_owned(),
         line,
         column: error.column(),
         field,
@@ -248,11 +277,10 @@ mod tests {
     }
 
     fn read_text(text: &str, on_bad_line: OnBadLine) -> Result<Summary, FlowsError> {
-        let input = Input::File("flows.json".into());
         // A reader that hands out few bytes at a time: lines span its buffers.
         read_lines(
             BufReader::with_capacity(7, text.as_bytes()),
-            &input,
+            "flows.json",
             on_bad_line,
             drop,
         )
@@ -297,6 +325,18 @@ mod tests {
     }
 
     #[test]
+    fn a_line_may_say_what_was_lost() {
+        let good = sample();
+        let lost = r#"{"lost": {"node": "node-1", "reason": "ring_full", "count": 3}}"#;
+        let summary = read_text(&format!("{good}\n{lost}\n"), OnBadLine::Refuse).unwrap();
+        assert_eq!(summary.records, 1);
+        let counts: Vec<u64> = summary.losses.iter().map(|lost| lost.count).collect();
+        assert_eq!(counts, [3]);
+        let broken = lost.replace("count", "many");
+        assert!(read_text(&broken, OnBadLine::Refuse).is_err());
+    }
+
+    #[test]
     fn a_truncated_last_line_is_refused() {
         let good = sample();
         let text = format!("{good}\n{}", &good[..good.len() / 2]);
@@ -324,7 +364,7 @@ mod tests {
     #[test]
     fn an_endless_line_is_not_held_in_memory() {
         let endless = BufReader::new(io::repeat(b'x').take(1 << 30));
-        let error = read_lines(endless, &Input::Stdin, OnBadLine::Refuse, drop).unwrap_err();
+        let error = read_lines(endless, "x", OnBadLine::Refuse, drop).unwrap_err();
         assert!(matches!(error, FlowsError::TooLong { line: 1, .. }));
     }
 

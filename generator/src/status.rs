@@ -1,10 +1,17 @@
 //! What a running generator says of itself, for people and machines.
 
+use std::fmt;
+
 use flow::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::store::Loss;
+
 /// The path of the generator's status.
 pub const STATUS_PATH: &str = "/v1/status";
+
+/// The path of the whole ledger.
+pub const EXPORT_PATH: &str = "/v1/export";
 
 /// How the generator is, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -86,4 +93,25 @@ pub struct LossStatus {
     pub reason: String,
     /// How many.
     pub count: u64,
+}
+
+impl From<(&str, &str, &Loss)> for LossStatus {
+    fn from((node, reason, loss): (&str, &str, &Loss)) -> Self {
+        Self {
+            node: node.to_owned(),
+            reason: reason.to_owned(),
+            count: loss.count,
+        }
+    }
+}
+
+impl fmt::Display for LossStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            node,
+            reason,
+            count,
+        } = self;
+        write!(f, "node {node}: {count} observations lost: {reason}")
+    }
 }

@@ -14,6 +14,7 @@ pub mod apiserver;
 pub mod bookinfo;
 pub mod cgroup;
 pub mod cluster;
+pub mod deployment;
 mod generator;
 mod lab;
 mod names;

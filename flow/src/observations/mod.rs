@@ -2,7 +2,10 @@
 
 mod key;
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ops::Bound,
+};
 
 pub use self::key::{Identity, ObservationKey, PodId, client_address, server_address};
 use crate::{record::FlowRecord, time::Timestamp};
@@ -47,6 +50,15 @@ impl Observations {
     /// All aggregated records with their keys, in the order of the keys.
     pub fn iter(&self) -> impl Iterator<Item = (&ObservationKey, &FlowRecord)> {
         self.records.iter()
+    }
+
+    /// All aggregated records whose keys come after this one; without it, all.
+    pub fn after(
+        &self,
+        key: Option<&ObservationKey>,
+    ) -> impl Iterator<Item = (&ObservationKey, &FlowRecord)> + use<'_> {
+        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
+        self.records.range((from, Bound::Unbounded))
     }
 
     /// All aggregated records, in the order of their keys.

@@ -5,15 +5,23 @@ use std::{
     path::PathBuf,
 };
 
-use super::{Failure, inputs, output, report};
-use crate::{ledger::Ledger, table};
+use super::{Failure, inputs, output, remote::Remote, report};
+use crate::{ledger::Ledger, status::LossStatus, store::State, table};
 
 /// Write what a ledger holds, also while `serve` runs on it
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Folder in which the ledger is kept
-    #[arg(long, value_name = "DIR", env = "MICROSHIELD_DATA_DIR")]
-    data_dir: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "MICROSHIELD_DATA_DIR",
+        required_unless_present_any = ["url", "from_cluster"]
+    )]
+    data_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    remote: Remote,
 
     /// File to write, instead of standard output
     #[arg(short, long, value_name = "FILE")]
@@ -29,12 +37,19 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let state = inputs::read_ledger(&args.data_dir)?;
-    for (node, reason, loss) in state.losses.iter() {
-        eprintln!(
-            "microshield: node {node}: {} observations lost: {reason}",
-            loss.count
-        );
+    let (ledger, losses) = match &args.data_dir {
+        _ if args.remote.is_named() => {
+            let (ledger, summary) = inputs::read_generator(&args.remote)?;
+            (ledger, summary.losses)
+        }
+        Some(directory) => {
+            let State { ledger, losses, .. } = inputs::read_ledger(directory)?;
+            (ledger, losses.iter().map(LossStatus::from).collect())
+        }
+        None => (Ledger::default(), Vec::new()),
+    };
+    for loss in &losses {
+        eprintln!("microshield: {loss}");
     }
     let form = match (args.edges, args.json) {
         (false, _) => Form::Records,
@@ -42,8 +57,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         (true, true) => Form::Edges,
     };
     match &args.output {
-        Some(file) => output::to_file(file, |to| write(&state.ledger, form, to)),
-        None => output::to_stdout(|to| write(&state.ledger, form, to)),
+        Some(file) => output::to_file(file, |to| write(&ledger, form, to)),
+        None => output::to_stdout(|to| write(&ledger, form, to)),
     }
 }
 

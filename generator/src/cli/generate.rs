@@ -10,7 +10,7 @@ use anyhow::anyhow;
 use super::{
     Failure, PolicyArgs,
     ask::{self, Talk},
-    inputs::{self, Lost, Observed, Reading},
+    inputs::{self, Observed, Reading},
     output,
     report::Report,
     source::Source,
@@ -21,6 +21,7 @@ use crate::{
     folder,
     ledger::Edge,
     policy::{self, Namespaces, Plan, Reason},
+    status::LossStatus,
     table,
 };
 
@@ -182,7 +183,7 @@ fn refuse_losses(observed: &Observed) -> Result<(), Failure> {
         .losses
         .iter()
         .take(MAX_LISTED)
-        .map(Lost::to_string)
+        .map(LossStatus::to_string)
         .collect();
     if let Some(more @ 1..) = observed.losses.len().checked_sub(MAX_LISTED) {
         lines.push(format!("and {more} more"));

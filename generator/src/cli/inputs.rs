@@ -2,24 +2,23 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
+    io::BufReader,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, anyhow};
-use clap::Args;
-use flow::record::Outcome;
-use serde::Serialize;
-
-use super::{Failure, policy_args::namespace, source::Source};
+use super::{Failure, policy_args::namespace, remote::Remote, source::Source};
 use crate::{
     evaluate::{BeyondFlows, Policies, World},
-    flows::{self, Input, OnBadLine},
+    flows::{self, Input, OnBadLine, Summary},
     ledger::{Edge, Ledger},
     policy_files::{self, Folder},
+    status::{EXPORT_PATH, LossStatus},
     store::{self, State},
     table::printable,
 };
+use anyhow::{Context as _, anyhow};
+use clap::Args;
+use flow::record::Outcome;
 
 /// Labels and names that are listed in a hint.
 const MAX_LISTED: usize = 10;
@@ -36,7 +35,10 @@ pub(super) struct Reading {
     )]
     pub(super) flows: Vec<Input>,
 
-    /// Folder of a ledger to read instead of files, also while `serve` runs on it; not looked at where there are files
+    #[command(flatten)]
+    pub(super) remote: Remote,
+
+    /// Folder of a ledger to read instead of either, also while `serve` runs on it; not looked at where there is one
     #[arg(long, value_name = "DIR", env = "MICROSHIELD_DATA_DIR")]
     data_dir: Option<PathBuf>,
 
@@ -82,15 +84,7 @@ pub(super) struct Observed {
     /// How many lines were skipped.
     pub(super) skipped: u64,
     /// What agents said that they lost; only a ledger knows.
-    pub(super) losses: Vec<Lost>,
-}
-
-/// Observations that a node lost.
-#[derive(Debug, Serialize)]
-pub(super) struct Lost {
-    pub(super) node: String,
-    pub(super) reason: String,
-    pub(super) count: u64,
+    pub(super) losses: Vec<LossStatus>,
 }
 
 impl Observed {
@@ -99,23 +93,22 @@ impl Observed {
         let counts = self.losses.iter().map(|lost| lost.count);
         counts.fold(0, u64::saturating_add)
     }
-}
 
-impl fmt::Display for Lost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            node,
-            reason,
-            count,
-        } = self;
-        write!(f, "node {node}: {count} observations lost: {reason}")
+    /// Adds what was said of one input.
+    fn add(&mut self, summary: Summary) {
+        for problem in &summary.problems {
+            eprintln!("microshield: skipped: {problem}");
+        }
+        self.records += summary.records;
+        self.skipped += summary.skipped;
+        self.losses.extend(summary.losses);
     }
 }
 
 impl Reading {
     /// Says whether there is anything to read flow records from.
     pub(super) fn has_flows(&self) -> bool {
-        !self.flows.is_empty() || self.data_dir.is_some()
+        !self.flows.is_empty() || self.remote.is_named() || self.data_dir.is_some()
     }
 
     /// Reads flow records; what is skipped is said on standard error.
@@ -126,20 +119,20 @@ impl Reading {
         let mut observed = Observed::default();
         let ledger = match &self.data_dir {
             _ if !self.flows.is_empty() => self.files(&mut observed)?,
+            _ if self.remote.is_named() => {
+                let (ledger, summary) = read_generator(&self.remote)?;
+                observed.add(summary);
+                ledger
+            }
             Some(directory) => {
                 let State { ledger, losses, .. } = read_ledger(directory)?;
                 observed.records = ledger.len() as u64;
-                let lost = losses.iter().map(|(node, reason, loss)| Lost {
-                    node: node.to_owned(),
-                    reason: reason.to_owned(),
-                    count: loss.count,
-                });
-                observed.losses = lost.collect();
+                observed.losses = losses.iter().map(LossStatus::from).collect();
                 ledger
             }
             None => {
                 return Err(Failure::input(anyhow!(
-                    "flow records are missing: -f FILE, or --data-dir DIR"
+                    "flow records are missing: -f FILE, --from-cluster, --url URL, or --data-dir DIR"
                 )));
             }
         };
@@ -152,24 +145,23 @@ impl Reading {
     }
 
     fn files(&self, observed: &mut Observed) -> Result<Ledger, Failure> {
-        let on_bad_line = if self.keep_going {
-            OnBadLine::Skip
-        } else {
-            OnBadLine::Refuse
-        };
         let mut ledger = Ledger::default();
         for input in &self.flows {
-            let summary = flows::read(input, on_bad_line, |record| {
+            let summary = flows::read(input, self.on_bad_line(), |record| {
                 ledger.observe(record);
             })
             .map_err(Failure::input)?;
-            for problem in &summary.problems {
-                eprintln!("microshield: skipped: {problem}");
-            }
-            observed.records += summary.records;
-            observed.skipped += summary.skipped;
+            observed.add(summary);
         }
         Ok(ledger)
+    }
+
+    fn on_bad_line(&self) -> OnBadLine {
+        if self.keep_going {
+            OnBadLine::Skip
+        } else {
+            OnBadLine::Refuse
+        }
     }
 }
 
@@ -255,6 +247,20 @@ fn hint(asked_for: BTreeSet<&str>, of: &str, what: &str) -> Option<String> {
             listed.join(", ")
         )
     })
+}
+
+/// Reads the whole ledger of a running generator.
+///
+/// # Errors
+/// If it does not hand it out.
+pub(super) fn read_generator(remote: &Remote) -> Result<(Ledger, Summary), Failure> {
+    let answer = remote.get(EXPORT_PATH).map_err(Failure::input)?;
+    let reader = BufReader::with_capacity(1 << 16, answer);
+    let mut ledger = Ledger::default();
+    let summary = flows::read_lines(reader, &remote.place(), OnBadLine::Refuse, |record| {
+        ledger.observe(record);
+    });
+    Ok((ledger, summary.map_err(Failure::input)?))
 }
 
 /// Reads all that a ledger holds.

@@ -4,6 +4,7 @@
 
 mod ask;
 mod audit;
+mod cluster;
 mod diff;
 mod explain;
 mod export;
@@ -13,14 +14,15 @@ mod link;
 mod output;
 mod policy_args;
 mod proof;
+mod remote;
 mod report;
 mod serve;
 mod source;
 mod status;
 
-use std::process::ExitCode;
+use std::{env, ffi::OsString, path::Path, process::ExitCode};
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use self::policy_args::PolicyArgs;
 
@@ -76,10 +78,24 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
+/// What kubectl looks for when it is told `kubectl microshield`.
+const PLUGIN: &str = "kubectl-microshield";
+
+/// The definition under the name by which the program was called.
+fn called(program: Option<OsString>) -> clap::Command {
+    let name = program.as_deref().map(Path::new).and_then(Path::file_stem);
+    match name {
+        Some(name) if name == PLUGIN => command().bin_name("kubectl microshield"),
+        _ => command(),
+    }
+}
+
 /// Parses the command line, runs the command, and reports its failure on standard error.
 #[must_use]
 pub fn run() -> ExitCode {
-    let result = match Cli::parse().command {
+    let matches = called(env::args_os().next()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let result = match cli.command {
         Command::Serve(args) => serve::run(*args),
         Command::Status(args) => status::run(&args),
         Command::Link(args) => link::run(&args),

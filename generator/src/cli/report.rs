@@ -13,15 +13,13 @@ use flow::{
 };
 use serde::{Serialize, Serializer};
 
-use super::{
-    inputs::{Lost, Observed},
-    proof,
-};
+use super::{inputs::Observed, proof};
 use crate::{
     evaluate::Proof,
     folder::Changes,
     ledger::Edge,
     policy::{Evidence, Notice, OneSided, Plan, Reason, UDP_IS_NOT_SEEN},
+    status::LossStatus,
     table,
 };
 
@@ -43,7 +41,7 @@ pub(super) struct Report<'a> {
 struct Json<'a> {
     records: u64,
     skipped: u64,
-    losses: &'a [Lost],
+    losses: &'a [LossStatus],
     #[serde(serialize_with = "connections")]
     connections: &'a [&'a Edge],
     #[serde(serialize_with = "policies")]

@@ -2,93 +2,40 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, Write as _},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
+    io::{self, Read as _, Write as _},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::Context as _;
 use comfy_table::{Table, presets::NOTHING};
-use flow::{
-    time::Timestamp,
-    transport::{ClientFiles, TokenFile},
-};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{
-    Request, Uri,
-    body::Bytes,
-    client::conn::http1,
-    header::{AUTHORIZATION, HOST, HeaderValue},
-};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::timeout,
-};
-use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
+use flow::time::Timestamp;
 
-use super::Failure;
+use super::{Failure, remote::Remote};
 use crate::status::{STATUS_PATH, Status};
 
-/// How long the generator may take to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// The largest answer: a thousand agents take half a MiB.
-const MAX_ANSWER: usize = 256 << 20;
+const MAX_ANSWER: u64 = 256 << 20;
 
 /// Show how a running generator is: its agents, when they were last seen, and what was lost
+///
+/// If none is named, it is the one on this machine.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The generator
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "MICROSHIELD_URL",
-        default_value = "http://127.0.0.1:8765"
-    )]
-    url: Uri,
-
-    /// Bearer token to show: the first line of this file
-    #[arg(long, value_name = "FILE", env = "MICROSHIELD_READ_TOKEN_FILE")]
-    token_file: Option<TokenFile>,
-
-    /// Certificate authorities that the generator's certificate must come from [default: the system's]
-    #[arg(long, value_name = "FILE", env = "MICROSHIELD_CA")]
-    ca: Option<PathBuf>,
-
-    /// Certificate to show to a generator that asks for one
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
-
-    /// Its key
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
+    #[command(flatten)]
+    remote: Remote,
 
     /// As JSON
     #[arg(long)]
     json: bool,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
-
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")
-        .map_err(Failure::other)?;
-    let asked = async {
-        timeout(PATIENCE, ask(args))
-            .await
-            .context("no answer in time")?
-    };
-    let answer = runtime
-        .block_on(asked)
-        .with_context(|| args.url.to_string())
+    let mut answer = Vec::new();
+    args.remote
+        .get(STATUS_PATH)
+        .map_err(Failure::other)?
+        .take(MAX_ANSWER)
+        .read_to_end(&mut answer)
+        .with_context(|| args.remote.place())
         .map_err(Failure::other)?;
     let shown = if args.json {
         String::from_utf8_lossy(&answer).into_owned() + "\n"
@@ -103,58 +50,6 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         .write_all(shown.as_bytes())
         .context("standard output")
         .map_err(Failure::other)
-}
-
-async fn ask(args: &Args) -> Result<Bytes> {
-    let host = args.url.host().context("no host")?;
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let (encrypted, port) = match args.url.scheme_str() {
-        Some("http") => (false, 80),
-        Some("https") => (true, 443),
-        _ => bail!("expected http://HOST:PORT or https://HOST:PORT"),
-    };
-    let stream = TcpStream::connect((bare, args.url.port_u16().unwrap_or(port))).await?;
-    let stream: Box<dyn Stream> = if encrypted {
-        let files = ClientFiles {
-            ca: args.ca.clone(),
-            identity: args.tls_cert.clone().zip(args.tls_key.clone()),
-        };
-        let connector = TlsConnector::from(Arc::new(files.config()?));
-        let name = ServerName::try_from(bare.to_owned())?;
-        Box::new(connector.connect(name, stream).await?)
-    } else {
-        Box::new(stream)
-    };
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let authority = args
-        .url
-        .authority()
-        .map_or(host, |authority| authority.as_str());
-    let mut request = Request::get(STATUS_PATH)
-        .header(HOST, authority)
-        .body(Empty::<Bytes>::new())?;
-    if let Some(file) = &args.token_file {
-        let token = file.first()?;
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
-            .or(Err(anyhow!("the token cannot stand in a header")))?;
-        value.set_sensitive(true);
-        request.headers_mut().insert(AUTHORIZATION, value);
-    }
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), MAX_ANSWER)
-        .collect()
-        .await
-        .map_err(|error| anyhow!("{error}"))?
-        .to_bytes();
-    connection.abort();
-    ensure!(
-        status.is_success(),
-        "{status}: {}",
-        String::from_utf8_lossy(&body[..body.len().min(500)]).trim()
-    );
-    Ok(body)
 }
 
 fn table(status: &Status) -> Result<String, std::fmt::Error> {

@@ -5,6 +5,7 @@
 //! | `/agents` | agents, who switch to a WebSocket | reporting |
 //! | `/healthz`, `/readyz` | whoever watches the process | none |
 //! | `/metrics`, `/v1/status` | Prometheus, `microshield status` | reading |
+//! | `/v1/export` | `microshield generate --url` and its like | reading |
 
 use std::{convert::Infallible, sync::OnceLock, time::Duration};
 
@@ -12,9 +13,10 @@ use flow::{
     transport::Secret,
     wire::{AGENTS_PATH, MAX_MESSAGE_BYTES, SUBPROTOCOL},
 };
+use http_body_util::{Either, Full, StreamBody};
 use hyper::{
     Method, Request, Response, StatusCode,
-    body::Incoming,
+    body::{Body, Bytes, Incoming},
     header::{
         AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, SEC_WEBSOCKET_PROTOCOL,
         WWW_AUTHENTICATE,
@@ -37,15 +39,15 @@ use tokio_tungstenite::{
 };
 use tracing::debug;
 
-use super::Sender;
+use super::{Exports, Sender, export::Progress};
 use crate::{
     auth::{Admission, Denied, Gate},
     metrics::{self, Meter},
-    status::{STATUS_PATH, Status},
+    status::{EXPORT_PATH, STATUS_PATH, Status},
 };
 
-/// How long a peer may take for its HTTP requests, all together.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a peer may take for its HTTP requests, all together; an export may take as long for each page.
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The largest head of an HTTP request, in bytes: a service-account token has its place in it.
 const MAX_HEAD: usize = 16 << 10;
@@ -57,9 +59,13 @@ const BUFFER: usize = 8 << 10;
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
+const JSON_LINES: &str = "application/x-ndjson";
 
 /// A WebSocket over a connection that came in by HTTP.
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// What a body can fail with: that the keeper has ended.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Asks the keeper how things are.
 pub type StatusRequest = oneshot::Sender<Status>;
@@ -73,6 +79,8 @@ pub struct Desk {
     pub meter: Meter,
     /// Who knows how things are.
     pub status: mpsc::Sender<StatusRequest>,
+    /// Who hands out the ledger.
+    pub exports: Exports,
     /// The way to the keeper of the ledger.
     pub queue: Sender,
 }
@@ -84,19 +92,23 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let accepted = OnceLock::new();
+    let progress = Progress::new();
     let service = service_fn(|request| {
-        let accepted = &accepted;
-        async move { Ok::<_, Infallible>(answer(request, accepted, desk).await) }
+        let (accepted, progress) = (&accepted, &progress);
+        async move { Ok::<_, Infallible>(route(request, accepted, progress, desk).await) }
     });
     let exchange = http1::Builder::new()
         .timer(TokioTimer::new())
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    match tokio::time::timeout(DEADLINE, exchange).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "HTTP request failed"),
-        Err(_) => debug!("no HTTP request in time"),
+    tokio::select! {
+        result = exchange => {
+            if let Err(error) = result {
+                debug!(%error, "HTTP request failed");
+            }
+        }
+        () = progress.ceased() => debug!("no HTTP request in time"),
     }
     let (upgrade, admission): (OnUpgrade, Admission) = accepted.into_inner()?;
     let upgraded = upgrade.await.ok()?;
@@ -108,6 +120,33 @@ where
     let socket =
         WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config));
     Some((socket.await, admission))
+}
+
+/// Everything but an export is answered at once.
+async fn route(
+    request: Request<Incoming>,
+    accepted: &OnceLock<(OnUpgrade, Admission)>,
+    progress: &Progress,
+    desk: &Desk,
+) -> Response<impl Body<Data = Bytes, Error = BoxError> + use<>> {
+    if (request.uri().path(), request.method()) == (EXPORT_PATH, &Method::GET) {
+        let refusal = match desk.gate.reader(bearer(&request).as_ref()).await {
+            Ok(()) => match desk.exports.begin(progress.clone()) {
+                Some(pages) => {
+                    let body = Either::Left(StreamBody::new(pages));
+                    return with_type(Response::new(body), JSON_LINES);
+                }
+                None => refuse(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "Others are reading everything. Come back later.".to_owned(),
+                ),
+            },
+            Err(denied) => deny(denied, desk),
+        };
+        return refusal.map(|reason| Either::Right(Full::from(reason)));
+    }
+    let answer = answer(request, accepted, desk).await;
+    answer.map(|text| Either::Right(Full::from(text)))
 }
 
 async fn answer(
@@ -293,6 +332,10 @@ fn refuse(status: StatusCode, mut reason: String) -> Response<String> {
 fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<String> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
+    with_type(response, content_type)
+}
+
+fn with_type<B>(mut response: Response<B>, content_type: &'static str) -> Response<B> {
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -6,6 +6,7 @@
 
 mod connection;
 mod door;
+mod export;
 mod http;
 mod refusal;
 mod session;
@@ -25,6 +26,7 @@ use tracing::{debug, info, warn};
 
 use self::door::{Door, Stranger};
 pub use self::{
+    export::{Exports, Page, PageRequest},
     http::{Desk, StatusRequest},
     refusal::Refusal,
     session::{Ask, Ended, Feedback, Receiver, Request, Room, Sender, Session, queue},

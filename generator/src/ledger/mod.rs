@@ -26,6 +26,10 @@ pub struct Ledger {
     weight: usize,
 }
 
+/// A place between two records. It stays one when records come and go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor(ObservationKey);
+
 impl Ledger {
     /// Adds a record to what is known under its key, which is returned.
     pub fn observe(&mut self, mut record: FlowRecord) -> ObservationKey {
@@ -60,6 +64,16 @@ impl Ledger {
     /// All aggregated records, in the order of their keys.
     pub fn records(&self) -> impl Iterator<Item = &FlowRecord> {
         self.observations.records()
+    }
+
+    /// The aggregated records after a place, or from the first on, and the place of each.
+    pub fn after<'a>(
+        &'a self,
+        place: Option<&Cursor>,
+    ) -> impl Iterator<Item = (Cursor, &'a FlowRecord)> + use<'a> {
+        self.observations
+            .after(place.map(|Cursor(key)| key))
+            .map(|(key, record)| (Cursor(key.clone()), record))
     }
 
     /// How many keys there are.

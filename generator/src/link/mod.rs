@@ -69,7 +69,7 @@ pub fn link(
         Input::Stdin => pipeline::run(io::stdin().lock(), log, topology, options, records),
         Input::File(path) => {
             let file = File::open(path).map_err(|error| FlowsError::Io {
-                input: log.clone(),
+                input: log.to_string(),
                 error,
             })?;
             pipeline::run(file, log, topology, options, records)

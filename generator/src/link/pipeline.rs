@@ -73,7 +73,7 @@ pub(super) fn run(
         summary: Summary::default(),
     };
     let failed = |error| FlowsError::Io {
-        input: input.clone(),
+        input: input.to_string(),
         error,
     };
     if options.threads.get() == 1 {
@@ -293,7 +293,7 @@ impl<W: Write> Collector<'_, W> {
         }
         let summary = &mut self.summary;
         for (line, fault) in counts.problems.drain(..) {
-            let input = self.input.clone();
+            let input = self.input.to_string();
             let line = summary.lines + line + 1;
             let problem = match fault {
                 Fault::TooLong => FlowsError::TooLong { input, line },

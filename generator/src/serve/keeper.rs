@@ -18,9 +18,12 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::round::{Bounds, Round, Verdict};
+use super::{
+    page::page,
+    round::{Bounds, Round, Verdict},
+};
 use crate::{
-    ingest::{Ask, Receiver, Refusal, Request, Session, StatusRequest},
+    ingest::{Ask, PageRequest, Receiver, Refusal, Request, Session, StatusRequest},
     ledger::Edge,
     metrics::Meter,
     status::{AgentStatus, LedgerStatus, LossStatus, QueueStatus, Status, TopologyStatus},
@@ -146,6 +149,7 @@ impl Keeper {
         mut requests: Receiver,
         mut snapshots: mpsc::Receiver<SnapshotRequest>,
         mut statuses: mpsc::Receiver<StatusRequest>,
+        mut pages: mpsc::Receiver<PageRequest>,
     ) -> Result<Snapshot, StoreError> {
         let mut group = Vec::with_capacity(GROUP);
         // Agents wait meanwhile, and the snapshots of what is stored go on.
@@ -171,6 +175,13 @@ impl Keeper {
                         debug!("nobody waits for the status");
                     }
                 }
+                Some(PageRequest { after, answer }) = pages.recv() => {
+                    match page(&self.state, after.as_ref()) {
+                        Ok(page) => drop(answer.send(page)),
+                        // Records of flows have a form in JSON; the reader is told by the end of its body.
+                        Err(error) => error!(%error, "a page of the ledger cannot be written"),
+                    }
+                }
                 Some(wanted) = snapshots.recv() => {
                     if wanted.send(self.snapshot()).is_err() {
                         debug!("nobody waits for the snapshot");
@@ -189,11 +200,7 @@ impl Keeper {
         for (node, reason, loss) in self.state.losses.iter() {
             let sum = lost.entry(node).or_default();
             *sum = sum.saturating_add(loss.count);
-            losses.push(LossStatus {
-                node: node.to_owned(),
-                reason: reason.to_owned(),
-                count: loss.count,
-            });
+            losses.push(LossStatus::from((node, reason, loss)));
         }
         let mut agents: Vec<AgentStatus> = self
             .state

@@ -5,6 +5,7 @@
 //! flows: no more connections, then the last batches into the store, then the last state of the folder.
 
 mod keeper;
+mod page;
 mod publish;
 mod round;
 
@@ -26,13 +27,13 @@ pub use self::{
 use crate::{
     auth::{Gate, Rules, RulesError},
     folder::FolderError,
-    ingest::{self, Desk, Server, Watchers},
+    ingest::{self, Desk, Exports, Server, Watchers},
     metrics::Meter,
     store::{Store, StoreError},
 };
 
-/// Questions for the keeper's status that may wait; more wait in their connections.
-const STATUSES: usize = 4;
+/// Questions for the keeper's status, or for a page of its ledger, that may wait; more wait in their connections.
+const QUESTIONS: usize = 4;
 
 /// What to serve.
 #[derive(Clone, Debug)]
@@ -163,15 +164,17 @@ impl Generator {
         let address = server.address();
         let (queue, requests) = ingest::queue();
         let (wanted, snapshots) = mpsc::channel(1);
-        let (status, statuses) = mpsc::channel(STATUSES);
+        let (status, statuses) = mpsc::channel(QUESTIONS);
+        let (page, pages) = mpsc::channel(QUESTIONS);
         let (stop, stopping) = watch::channel(false);
         let publishing =
             publisher.map(|publisher| tokio::spawn(publisher.follow(keeper.revision(), wanted)));
-        let mut keeping = tokio::spawn(keeper.run(requests, snapshots, statuses));
+        let mut keeping = tokio::spawn(keeper.run(requests, snapshots, statuses, pages));
         let desk = Arc::new(Desk {
             gate,
             meter,
             status,
+            exports: Exports::of(page),
             queue,
         });
         let watching = watchers.map(|watchers| {

@@ -229,7 +229,10 @@ async fn policies_are_made_and_judged_from_it_while_it_is_in_use() {
     let empty = empty.path().to_str().unwrap();
     for (args, reason) in [
         (["--data-dir", empty].as_slice(), "holds no ledger"),
-        (&[], "flow records are missing: -f FILE, or --data-dir DIR"),
+        (
+            &[],
+            "flow records are missing: -f FILE, --url URL, or --data-dir DIR",
+        ),
     ] {
         let output = run(&[&["audit", "-p", folder], args].concat());
         let stderr = String::from_utf8(output.stderr).unwrap();

@@ -10,6 +10,7 @@ mod access;
 mod client;
 mod data_dir;
 mod exactly_once;
+mod export;
 mod folder;
 mod generator;
 mod names;

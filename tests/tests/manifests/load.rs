@@ -1,23 +1,24 @@
-//! Reading the manifests into the types of the Kubernetes API.
+//! The manifests as the types of the Kubernetes API: of the newest one that k8s-openapi knows, and of 1.22.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::{Path, PathBuf},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
     core::v1::{
-        Container, Namespace, PersistentVolumeClaim, PodSpec, PodTemplateSpec, Service,
+        ConfigMap, Container, Namespace, PersistentVolumeClaim, PodSpec, PodTemplateSpec, Service,
         ServiceAccount,
     },
     networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
     scheduling::v1::PriorityClass,
 };
-use serde::{Deserialize as _, Serialize, de::DeserializeOwned};
+use k8s_openapi_1_22::api as old;
+use lab::deployment::{self, FEATURES, differences, kustomize};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+
+use crate::monitor::ServiceMonitor;
 
 /// Objects by kind.
 #[derive(Debug, Default)]
@@ -34,43 +35,34 @@ pub(crate) struct Manifests {
     pub(crate) roles: Vec<Role>,
     pub(crate) role_bindings: Vec<RoleBinding>,
     pub(crate) network_policies: Vec<NetworkPolicy>,
+    pub(crate) budgets: Vec<PodDisruptionBudget>,
+    pub(crate) config_maps: Vec<ConfigMap>,
+    pub(crate) monitors: Vec<ServiceMonitor>,
     /// `kind/name` of all of them.
     pub(crate) names: BTreeSet<String>,
     /// The namespaces that objects say they belong to, with one of those objects.
     pub(crate) used_namespaces: BTreeMap<String, String>,
 }
 
-/// The folder of the deployment.
-pub(crate) fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
-}
-
-/// The manifest files of the base: every YAML file there but the kustomization.
-pub(crate) fn files() -> BTreeSet<String> {
-    fs::read_dir(deploy().join("base"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name != "kustomization.yaml")
-        .collect()
-}
-
 /// The base.
 pub(crate) fn load() -> Manifests {
-    let mut all = Manifests::default();
-    for file in files() {
-        all.read(&format!("base/{file}"));
-    }
-    all
+    Manifests::of("base")
+}
+
+/// The base with a feature switched on.
+pub(crate) fn with(feature: &str) -> Manifests {
+    Manifests::of(&format!("overlays/{feature}"))
 }
 
 impl Manifests {
-    /// Adds the objects of a file in the folder of the deployment.
-    pub(crate) fn read(&mut self, file: &str) {
-        let text = fs::read_to_string(deploy().join(file)).unwrap();
-        for document in serde_yaml::Deserializer::from_str(&text) {
-            let value = Value::deserialize(document).unwrap_or_else(|e| panic!("{file}: {e}"));
-            self.push(file, value);
+    /// What a folder of the deployment renders to.
+    fn of(folder: &str) -> Self {
+        let objects = kustomize::render(&deployment::folder().join(folder));
+        let mut all = Self::default();
+        for object in objects.unwrap_or_else(|error| panic!("{error:#}")) {
+            all.push(folder, object);
         }
+        all
     }
 
     fn push(&mut self, file: &str, value: Value) {
@@ -90,30 +82,33 @@ impl Manifests {
         }
         let place = format!("{file}: {name}");
         match (version.as_str(), kind.as_str()) {
-            ("v1", "Namespace") => self.namespaces.push(strict(&place, value)),
-            ("v1", "ServiceAccount") => self.service_accounts.push(strict(&place, value)),
-            ("v1", "PersistentVolumeClaim") => self.claims.push(strict(&place, value)),
-            ("v1", "Service") => self.services.push(strict(&place, value)),
-            ("apps/v1", "DaemonSet") => self.daemon_sets.push(strict(&place, value)),
-            ("apps/v1", "Deployment") => self.deployments.push(strict(&place, value)),
-            ("scheduling.k8s.io/v1", "PriorityClass") => {
-                self.priority_classes.push(strict(&place, value));
-            }
-            ("rbac.authorization.k8s.io/v1", "ClusterRole") => {
-                self.cluster_roles.push(strict(&place, value));
-            }
-            ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
-                self.cluster_role_bindings.push(strict(&place, value));
-            }
-            ("rbac.authorization.k8s.io/v1", "Role") => self.roles.push(strict(&place, value)),
-            ("rbac.authorization.k8s.io/v1", "RoleBinding") => {
-                self.role_bindings.push(strict(&place, value));
-            }
-            ("networking.k8s.io/v1", "NetworkPolicy") => {
-                self.network_policies.push(strict(&place, value));
+            ("v1", "Namespace") => self.namespaces.push(both::<_, old::core::v1::Namespace>(&place, value)),
+            ("v1", "ServiceAccount") => self.service_accounts.push(both::<_, old::core::v1::ServiceAccount>(&place, value)),
+            ("v1", "PersistentVolumeClaim") => self.claims.push(both::<_, old::core::v1::PersistentVolumeClaim>(&place, value)),
+            ("v1", "Service") => self.services.push(both::<_, old::core::v1::Service>(&place, value)),
+            ("v1", "ConfigMap") => self.config_maps.push(both::<_, old::core::v1::ConfigMap>(&place, value)),
+            ("apps/v1", "DaemonSet") => self.daemon_sets.push(both::<_, old::apps::v1::DaemonSet>(&place, value)),
+            ("apps/v1", "Deployment") => self.deployments.push(both::<_, old::apps::v1::Deployment>(&place, value)),
+            ("scheduling.k8s.io/v1", "PriorityClass") => self.priority_classes.push(both::<_, old::scheduling::v1::PriorityClass>(&place, value)),
+            ("rbac.authorization.k8s.io/v1", "ClusterRole") => self.cluster_roles.push(both::<_, old::rbac::v1::ClusterRole>(&place, value)),
+            ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => self.cluster_role_bindings.push(both::<_, old::rbac::v1::ClusterRoleBinding>(&place, value)),
+            ("rbac.authorization.k8s.io/v1", "Role") => self.roles.push(both::<_, old::rbac::v1::Role>(&place, value)),
+            ("rbac.authorization.k8s.io/v1", "RoleBinding") => self.role_bindings.push(both::<_, old::rbac::v1::RoleBinding>(&place, value)),
+            ("networking.k8s.io/v1", "NetworkPolicy") => self.network_policies.push(both::<_, old::networking::v1::NetworkPolicy>(&place, value)),
+            ("policy/v1", "PodDisruptionBudget") => self.budgets.push(both::<_, old::policy::v1::PodDisruptionBudget>(&place, value)),
+            ("monitoring.coreos.com/v1", "ServiceMonitor") => {
+                self.monitors.push(strict(&place, value));
             }
             _ => panic!("{place}: no type is known here for {version} {kind}"),
         }
+    }
+
+    /// The ClusterRole of this name.
+    pub(crate) fn role(&self, name: &str) -> &ClusterRole {
+        let mut roles = self.cluster_roles.iter();
+        roles
+            .find(|role| role.metadata.name.as_deref() == Some(name))
+            .unwrap_or_else(|| panic!("no ClusterRole {name}"))
     }
 
     /// The agent's pods.
@@ -133,47 +128,26 @@ impl Manifests {
     }
 }
 
+/// The object in today's types, if it is the same in those of Kubernetes 1.22.
+fn both<T, Old>(place: &str, value: Value) -> T
+where
+    T: DeserializeOwned + Serialize,
+    Old: DeserializeOwned + Serialize,
+{
+    let _: Old = strict(&format!("{place} (1.22)"), value.clone());
+    strict(place, value)
+}
+
 /// Into the type, and back: what the type does not know is missing then.
 fn strict<T: DeserializeOwned + Serialize>(place: &str, value: Value) -> T {
     let typed: T =
         serde_json::from_value(value.clone()).unwrap_or_else(|error| panic!("{place}: {error}"));
-    let mut changed = Vec::new();
-    compare(
-        &value,
-        &serde_json::to_value(&typed).unwrap(),
-        String::new(),
-        &mut changed,
-    );
+    let changed = differences(&value, &serde_json::to_value(&typed).unwrap());
     assert!(
         changed.is_empty(),
         "{place}: no such field, or another form of it: {changed:?}"
     );
     typed
-}
-
-/// The paths at which two values differ.
-fn compare(one: &Value, other: &Value, path: String, differences: &mut Vec<String>) {
-    match (one, other) {
-        (Value::Object(one), Value::Object(other)) => {
-            let keys: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
-            for key in keys {
-                let value = |map: &serde_json::Map<_, _>| map.get(key).cloned().unwrap_or_default();
-                compare(
-                    &value(one),
-                    &value(other),
-                    format!("{path}.{key}"),
-                    differences,
-                );
-            }
-        }
-        (Value::Array(one), Value::Array(other)) if one.len() == other.len() => {
-            for (index, (one, other)) in one.iter().zip(other).enumerate() {
-                compare(one, other, format!("{path}[{index}]"), differences);
-            }
-        }
-        _ if one == other => {}
-        _ => differences.push(path),
-    }
 }
 
 pub(crate) fn spec(template: &PodTemplateSpec) -> &PodSpec {
@@ -191,11 +165,17 @@ pub(crate) fn container(template: &PodTemplateSpec) -> &Container {
 }
 
 #[test]
+fn every_overlay_has_known_objects_only() {
+    for feature in FEATURES {
+        let all = with(feature);
+        assert!(!all.names.is_empty());
+        assert!(all.names.is_superset(&load().names), "{feature}");
+    }
+}
+
+#[test]
 fn a_misspelt_field_is_noticed() {
-    let base = deploy().join("base/agent.yaml");
-    let text = fs::read_to_string(base).unwrap();
-    let daemon_set = serde_yaml::Deserializer::from_str(&text).last().unwrap();
-    let good = Value::deserialize(daemon_set).unwrap();
+    let good = serde_json::to_value(&load().daemon_sets[0]).unwrap();
     let _parsed: DaemonSet = strict("as it is", good.clone());
     for (right, wrong) in [
         ("readOnlyRootFilesystem", "readonlyRootFilesystem"),
@@ -209,4 +189,14 @@ fn a_misspelt_field_is_noticed() {
         let result = std::panic::catch_unwind(|| strict::<DaemonSet>("misspelt", bad));
         assert!(result.is_err(), "{wrong} was accepted");
     }
+}
+
+#[test]
+fn a_field_that_1_22_does_not_have_is_noticed() {
+    let mut newer = serde_json::to_value(&load().daemon_sets[0]).unwrap();
+    newer["spec"]["template"]["spec"]["hostUsers"] = true.into();
+    let _parsed: DaemonSet = strict("today", newer.clone());
+    let result =
+        std::panic::catch_unwind(|| strict::<old::apps::v1::DaemonSet>("1.22", newer));
+    assert!(result.is_err());
 }

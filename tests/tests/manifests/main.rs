@@ -5,9 +5,13 @@
     reason = "a panic is a test's answer, and clippy makes its exception for test functions only"
 )]
 
+mod chart;
 mod command_lines;
 mod kustomization;
 mod load;
+mod local_resolve;
+mod monitor;
+mod mtls;
+mod network;
 mod references;
-mod resolve_local;
 mod rights;

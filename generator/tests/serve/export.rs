@@ -1,0 +1,86 @@
+//! The ledger of a running generator, read over HTTP.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    thread,
+};
+
+use flow::record::FlowRecord;
+
+use crate::{
+    client::{Client, batch_with_losses, flow},
+    generator::{Generator, export, run},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_pages_and_what_was_lost() {
+    let data = tempfile::tempdir().unwrap();
+    let readers = data.path().join("readers");
+    std::fs::write(&readers, "readers-token").unwrap();
+    let readers = readers.to_str().unwrap();
+    let ledger = data.path().join("ledger");
+    let generator = Generator::on(&ledger, &["--read-token-file", readers]);
+    let (mut agent, _) = Client::join(generator.address, "one").await;
+    // Some pages: a record takes half a KiB.
+    for sequence in 1..=4 {
+        let ports = 1_000 * sequence as u16..1_000 * (sequence + 1) as u16;
+        let flows = ports.map(|port| flow("web", "db", port, 2)).collect();
+        agent.deliver(sequence, flows).await;
+    }
+    agent
+        .say(&batch_with_losses(5, Vec::new(), &[("ring_full", 3)]))
+        .await;
+    agent.hear().await.unwrap();
+
+    let url = format!("http://{}", generator.address);
+    let refused = run(&["export", "--url", &url]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("401 Unauthorized"));
+
+    let remote = run(&["export", "--url", &url, "--token-file", readers]);
+    assert!(remote.status.success(), "{remote:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&remote.stderr),
+        "microshield: node node-1: 3 observations lost: ring_full\n"
+    );
+    let records: Vec<FlowRecord> = remote
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect();
+    assert_eq!(records.len(), 4_000);
+    assert_eq!(records, export(&ledger));
+
+    let folder = data.path().join("policies");
+    let folder = folder.to_str().unwrap();
+    let mut generate = vec!["generate", "--url", &url, "--token-file", readers];
+    generate.extend(["-A", "-g", "workload", "-a", "-o", folder]);
+    let written = run(&generate);
+    assert!(written.status.success(), "{written:?}");
+    assert!(std::fs::read_dir(folder).unwrap().count() > 0);
+    generate.push("--strict");
+    let strict = run(&generate);
+    assert_eq!(strict.status.code(), Some(1), "{strict:?}");
+    assert!(String::from_utf8_lossy(&strict.stderr).contains("ring_full"));
+}
+
+#[test]
+fn one_that_is_cut_off_is_no_ledger() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let record = serde_json::to_string(&flow("web", "db", 5432, 1)).unwrap() + "\n";
+    let generator = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 1_024];
+        assert!(stream.read(&mut request).unwrap() > 0);
+        let length = record.len();
+        let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        write!(stream, "{head}{length:x}\r\n{record}\r\n").unwrap();
+    });
+    let output = run(&["export", "--url", &url]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(output.stdout.is_empty());
+    generator.join().unwrap();
+}
