@@ -48,11 +48,10 @@ const SOCKFS_MAGIC: u64 = 0x534f_434b;
 /// `IPPROTO_MPTCP`. Processes hold the MPTCP socket, which has the ends of its first subflow; the hooks count the subflow.
 const IPPROTO_MPTCP: u16 = 262;
 
-/// Connections of a queue that one call of [`count_queued`] looks at; the verifier follows every round.
-const QUEUED_PER_CALL: u32 = 512;
-
-/// Calls for one queue: together they reach the largest queue that `net.core.somaxconn` allows.
-const CALLS_PER_QUEUE: u32 = 128;
+/// Rounds of either of two loops, one in the other: together they reach the largest queue that `net.core.somaxconn` allows.
+/// The verifier follows every round, and before 6.3 forks at whatever a round may do, so a round does nothing but call
+/// [`count_one_queued`].
+const ROUNDS: u32 = 256;
 
 /// `struct bpf_iter__task_file`, with the addresses that it holds; 0 in the last call of an iteration.
 #[repr(C)]
@@ -92,7 +91,7 @@ extern "C" fn open_connections(ctx: *const TaskFile) -> i32 {
     match socket.state() {
         Some(LISTEN) => {
             let mut request = follow::<u64>(socket.id(), &ACCEPT_QUEUE).unwrap_or(0);
-            for _ in 0..CALLS_PER_QUEUE {
+            for _ in 0..ROUNDS {
                 if request == 0 {
                     break;
                 }
@@ -259,22 +258,29 @@ fn found_owner(socket: &FoundSocket, task: u64) -> Owner {
 /// The queue may change meanwhile: what is read then is another request or the queue's end. The agent runs the program
 /// more than once.
 ///
-/// A function that the verifier looks at for itself, whatever it is called with (a global one), as is [`count_open`]: one
-/// inlined into the other's rounds would be followed anew in each.
+/// A function that the verifier looks at for itself, whatever it is called with (a global one), as are [`count_one_queued`]
+/// and [`count_open`]: one inlined into the other's rounds would be followed anew in each.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn count_queued(request: u64, task: u64) -> u64 {
     let mut request = request;
-    for _ in 0..QUEUED_PER_CALL {
+    for _ in 0..ROUNDS {
         if request == 0 {
             break;
         }
-        if let Some(sock) = follow::<u64>(request, &REQUEST_SK) {
-            count_open(sock, task);
-        }
-        request = follow(request, &REQUEST_NEXT).unwrap_or(0);
+        request = count_one_queued(request, task);
     }
     request
+}
+
+/// Counts the connection of a request, and returns the next request.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count_one_queued(request: u64, task: u64) -> u64 {
+    if let Some(sock) = follow::<u64>(request, &REQUEST_SK) {
+        count_open(sock, task);
+    }
+    follow(request, &REQUEST_NEXT).unwrap_or(0)
 }
 
 /// Counts the connection of a socket, unless it is counted.

@@ -15,7 +15,7 @@ macro_rules! offsets {
     ($($name:ident),* $(,)?) => {
         $(
             #[unsafe(no_mangle)]
-            static $name: aya_ebpf::Global<u32> = aya_ebpf::Global::new(0);
+            pub(crate) static $name: aya_ebpf::Global<u32> = aya_ebpf::Global::new(0);
         )*
     };
 }

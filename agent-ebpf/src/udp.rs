@@ -15,19 +15,26 @@
 
 use agent_common::{
     loss::Loss,
-    types::{Address, FlowKey, OlderSocket, Owner, PeerKey, V4_MAPPED_PREFIX, kind, v4_mapped},
+    types::{
+        Address, COMM_LEN, FlowKey, OlderSocket, Owner, PeerKey, V4_MAPPED_PREFIX, kind, v4_mapped,
+    },
 };
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::SkStorage,
-    helpers::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_cgroup_id},
+    helpers::{
+        bpf_get_current_task, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_storage_get,
+        bpf_skb_cgroup_id,
+    },
     macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
     programs::{SkBuffContext, SockAddrContext, SockContext},
 };
 
 use crate::{
+    before::{TASK_COMM, TASK_TGID},
     maps::{PEERS, UDP_BINDERS, UDP_OLDER, count_flow, count_loss},
     owner::{NOBODY, current_owner, now_ns},
+    socket::follow,
 };
 
 pub(crate) const IPPROTO_UDP: u8 = 17;
@@ -312,6 +319,23 @@ fn remember_binder(ctx: &SockContext) {
     }
 }
 
+/// Who sends this datagram: it leaves in the process that does. Programs for packets may ask for the task since 5.8, but for
+/// its number and name only since 6.10, so these are read from it. Without the kernel's types it is whoever has bound the
+/// socket, if anybody has.
+#[inline(always)]
+fn sender(ctx: &SkBuffContext) -> Owner {
+    if TASK_TGID.load() == 0 || TASK_COMM.load() == 0 {
+        return binder(ctx);
+    }
+    // SAFETY: the helper takes nothing, and the result is a number here.
+    let task = unsafe { bpf_get_current_task() };
+    Owner {
+        pid: follow(task, &TASK_TGID).unwrap_or(0),
+        comm: follow(task, &TASK_COMM).unwrap_or([0; COMM_LEN]),
+        ..NOBODY
+    }
+}
+
 /// Who has bound the socket that this datagram belongs to.
 #[inline(always)]
 fn binder(ctx: &SkBuffContext) -> Owner {
@@ -365,8 +389,7 @@ fn count(ctx: &SkBuffContext, local: &End, remote: &End, port: u16, kind: u8, no
     };
     count_flow(&key, now, || {
         if kind == kind::CONNECTED {
-            // A datagram leaves in the process that sends it.
-            current_owner(0)
+            sender(ctx)
         } else {
             binder(ctx)
         }

@@ -16,8 +16,8 @@ use nix::{
     unistd::Pid,
 };
 
-/// How long a program may take to say that it is ready, or to end when asked to.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a program may take to say that it is ready, or to end when asked to: on a machine that is emulated, too.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Finds a program of this workspace: in `MICROSHIELD_BIN_DIR`, or where this program was built.
 ///

@@ -7,6 +7,7 @@ mod ebpf;
 mod proc;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -35,10 +36,23 @@ enum Word {
     Bench(bench::Bench),
     /// Run every check: formatting, clippy, unit tests, lab tests.
     Test {
+        /// Run the lab's tests of capturing, and nothing else, on other kernels: Debian's 6.12, 6.1 and 5.10, in qemu.
+        #[arg(long)]
+        vm: bool,
+        /// With --vm: only on this kernel, such as 6.1; may be given more than once.
+        #[arg(long, requires = "vm", value_name = "SERIES")]
+        kernel: Vec<String>,
         /// Passed on to the tests, such as a filter.
         #[arg(last = true)]
         filter: Vec<String>,
     },
+}
+
+/// The kernel programs are embedded in what runs there.
+fn ebpf_and_vm(kernels: &[String], filter: &[String]) -> anyhow::Result<()> {
+    setup::run(Scope::Machines)?;
+    ebpf::build()?;
+    vm::run(kernels, filter)
 }
 
 fn main() -> ExitCode {
@@ -47,7 +61,12 @@ fn main() -> ExitCode {
         Word::BuildEbpf => setup::run(Scope::Build).and_then(|()| ebpf::build()),
         Word::Demo => demo::run(),
         Word::Bench(bench) => bench::run(&bench),
-        Word::Test { filter } => test::run(&filter),
+        Word::Test {
+            vm: true,
+            kernel,
+            filter,
+        } => ebpf_and_vm(&kernel, &filter),
+        Word::Test { filter, .. } => test::run(&filter),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

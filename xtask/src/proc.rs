@@ -33,9 +33,18 @@ pub(crate) fn target_dir() -> PathBuf {
 }
 
 /// A command for the cargo that runs this program, in the workspace's root.
+///
+/// What cargo has set about this package is not passed on: to build scripts that look at it (ring's) it would be a change,
+/// and everything that depends on them would be built anew, back and forth, here and by a cargo that somebody calls.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
+    for (variable, _) in env::vars_os() {
+        let name = variable.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(variable);
+        }
+    }
     command
 }
 

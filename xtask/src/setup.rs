@@ -12,12 +12,14 @@ const BPF_LINKER: &str = "0.13.0";
 const BPF_LINKER_LLVM: &[u32] = &[21, 22, 23];
 
 /// What to look for.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
     /// What the kernel programs are built with.
     Build,
     /// That, and what the lab makes its networks with.
     Everything,
+    /// That, and what boots other kernels.
+    Machines,
 }
 
 /// Something that is missing.
@@ -102,22 +104,38 @@ fn missing(scope: Scope) -> Result<Vec<Need>> {
     if !linker_fits(llvm) {
         needs.extend(linker_needs(llvm)?);
     }
-    if scope == Scope::Everything {
-        for (program, package, why) in [
-            ("ip", "iproute2", "the lab's pods are network namespaces"),
-            (
-                "nft",
-                "nftables",
-                "the lab's service addresses are nftables rules",
-            ),
-        ] {
-            if find(program).is_none() {
-                needs.push(Need {
-                    what: program.into(),
-                    why,
-                    install: Install::Package(package.into()),
-                });
-            }
+    for (from, program, package, why) in [
+        (
+            Scope::Everything,
+            "ip",
+            "iproute2",
+            "the lab's pods are network namespaces",
+        ),
+        (
+            Scope::Everything,
+            "nft",
+            "nftables",
+            "the lab's service addresses are nftables rules",
+        ),
+        (
+            Scope::Machines,
+            "qemu-system-x86_64",
+            "qemu-system-x86",
+            "the lab's tests run on other kernels too",
+        ),
+        (
+            Scope::Machines,
+            "xz",
+            "xz-utils",
+            "those kernels' modules are compressed",
+        ),
+    ] {
+        if scope >= from && find(program).is_none() {
+            needs.push(Need {
+                what: program.into(),
+                why,
+                install: Install::Package(package.into()),
+            });
         }
     }
     Ok(needs)

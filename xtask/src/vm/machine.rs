@@ -1,0 +1,105 @@
+//! One boot of a machine.
+
+use std::{
+    io::{BufRead as _, BufReader, Read},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::console::Summary;
+use crate::proc::line;
+
+/// The longest that a machine may run, with everything that it tests.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// The longest that it may say nothing: no test takes as long.
+const SILENCE: Duration = Duration::from_secs(240);
+
+/// Memory in MiB: the initramfs, which stays in it, and the lab.
+const MEMORY: u32 = 3072;
+
+/// A machine that is ended when this is dropped.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended = self.0.kill();
+        let _status = self.0.wait();
+    }
+}
+
+/// Boots a kernel with an initramfs, shows what it says, and returns what became of the tests.
+///
+/// By software emulation, which is there everywhere: a virtual machine's own virtualisation often is not, or hangs.
+///
+/// # Errors
+/// If the machine does not boot, takes too long, or a test fails.
+pub(crate) fn boot(kernel: &Path, initramfs: &Path, tests: &[&str]) -> Result<Summary> {
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
+        .args(["-m", &MEMORY.to_string()])
+        .args(["-nodefaults", "-no-user-config", "-no-reboot"])
+        .args(["-display", "none", "-serial", "stdio"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        // What comes after `--` are the first program's arguments.
+        .args([
+            "-append",
+            &format!("console=ttyS0 quiet panic=-1 mitigations=off nokaslr -- {}", tests.join(" ")),
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    eprintln!("+ {}", line(&command));
+    let mut machine = Machine(command.spawn().with_context(|| line(&command))?);
+    let console = machine.0.stdout.take().context("no serial line")?;
+    let summary = watch(console)?;
+    if !summary.is_good() {
+        bail!("{summary}");
+    }
+    Ok(summary)
+}
+
+/// Reads the serial line until it ends, or somebody has waited too long.
+fn watch(console: impl Read + Send + 'static) -> Result<Summary> {
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        // Not all that a kernel says is UTF-8.
+        for line in BufReader::new(console).split(b'\n') {
+            let Ok(line) = line else { return };
+            if sender
+                .send(String::from_utf8_lossy(&line).into_owned())
+                .is_err()
+            {
+                return;
+            }
+        }
+    });
+    let end = Instant::now() + LIMIT;
+    let mut summary = Summary::default();
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match lines.recv_timeout(left.min(SILENCE)) {
+            Ok(line) => {
+                eprintln!("  {}", line.trim_end());
+                summary.read(&line);
+            }
+            Err(RecvTimeoutError::Disconnected) if summary.has_ended() => return Ok(summary),
+            Err(RecvTimeoutError::Disconnected) => bail!("the machine ended early: {summary}"),
+            Err(RecvTimeoutError::Timeout) if left.is_zero() => {
+                bail!("not done after {} s: {summary}", LIMIT.as_secs())
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("nothing heard for {} s: {summary}", SILENCE.as_secs())
+            }
+        }
+    }
+}
