@@ -5,6 +5,7 @@
 //! * [`parser`]: records from JSON, many of them;
 //! * [`observations`]: records added up by what makes them the same observation;
 //! * [`wire`]: the messages between agent and generator, and their bounded codec;
+//! * [`scope_log`]: the log of the modified Weave Scope probe;
 //! * [`locate`]: on which line of a YAML or JSON text a field stands;
 //! * [`topology`]: the cluster's objects and the index that answers (address, time) → endpoint;
 //! * `source`, behind the feature of that name: the index kept current from a file or the Kubernetes API;
@@ -20,6 +21,7 @@ pub mod locate;
 pub mod observations;
 pub mod parser;
 pub mod record;
+pub mod scope_log;
 #[cfg(feature = "source")]
 pub mod source;
 pub mod time;

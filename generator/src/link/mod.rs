@@ -1,9 +1,8 @@
 //! From the log of the modified Weave Scope probe to flow records, as MicroShield's `linker.py` makes them.
 //!
-//! A record comes of each accepted connection ([`line`]) whose ends the cluster's topology knows ([`names`]), in the order
+//! A record comes of each accepted connection ([`flow::scope_log`]) whose ends the cluster's topology knows ([`names`]), in the order
 //! of the log. The log is read in pieces that several threads turn into text ([`pipeline`]); memory does not grow with it.
 
-mod line;
 mod names;
 mod pipeline;
 mod render;

@@ -10,11 +10,11 @@ use std::{
     thread,
 };
 
+use flow::scope_log::{Ends, Parser, Problem};
 use memchr::{memchr, memchr_iter, memrchr};
 
 use super::{
     LinkError, Options, Summary,
-    line::{Parser, Problem},
     names::{Names, Topology},
     render::{Rendered, render},
 };
@@ -212,7 +212,7 @@ impl<'a> Worker<'a> {
     fn new(topology: &'a Topology, options: Options) -> Self {
         Self {
             options,
-            parser: Parser::new(),
+            parser: Parser::new(Ends::Servers),
             names: Names::new(topology),
         }
     }

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use flow::{record::Direction, time::Timestamp};
-
-use super::{
-    line::{Connection, Seen},
-    names::{Name, Names},
+use flow::{
+    record::Direction,
+    scope_log::{Connection, Seen},
+    time::Timestamp,
 };
+
+use super::names::{Name, Names};
 
 /// What became of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub(super) fn render(
     }
 
     let called = match seen {
-        Seen::Accepted { .. } => server,
+        Seen::Accepted(_) | Seen::Connected(_) => server,
         Seen::Tracked { called } => called,
     };
     let put = |text: &mut Vec<u8>, part: &str| text.extend_from_slice(part.as_bytes());
@@ -82,11 +83,11 @@ pub(super) fn render(
     seconds(text, *time);
     put(text, ",\"last_seen\":");
     seconds(text, *time);
-    if let Seen::Accepted { pid, comm } = seen {
+    if let Seen::Accepted(socket) | Seen::Connected(socket) = seen {
         put(text, ",\"process\":{\"pid\":");
-        decimal(text, u64::from(*pid));
+        decimal(text, u64::from(socket.pid));
         put(text, ",\"comm\":");
-        serde_json::to_writer(&mut *text, comm)?;
+        serde_json::to_writer(&mut *text, socket.comm)?;
         put(text, "}");
     }
     put(text, ",\"sources\":[\"scope\"]");
@@ -101,7 +102,8 @@ pub(super) fn render(
 fn direction(hostname: &str, seen: &Seen<'_>, src: &Name, dst: &Name) -> Direction {
     let is_here = |name: &Name| name.node.as_deref() == Some(hostname);
     match seen {
-        Seen::Accepted { .. } => Direction::Ingress,
+        Seen::Accepted(_) => Direction::Ingress,
+        Seen::Connected(_) => Direction::Egress,
         Seen::Tracked { .. } if is_here(dst) && !is_here(src) => Direction::Ingress,
         Seen::Tracked { .. } => Direction::Egress,
     }
