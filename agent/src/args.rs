@@ -205,8 +205,9 @@ impl From<Wire> for wire::Encoding {
 /// Where the cluster's objects come from.
 #[derive(Debug, clap::Args)]
 pub struct Topology {
-    /// Where the cluster's objects come from: kube, the Kubernetes API [default: in a pod], or file=PATH, a list as `kubectl
-    /// get namespaces,pods,services,endpointslices,nodes -A -o yaml` prints it (YAML or JSON), read again when it changes.
+    /// Where the cluster's objects come from: kube, the Kubernetes API [default: in a pod]; file=PATH, a list as `kubectl
+    /// get namespaces,pods,services,endpointslices,nodes -A -o yaml` prints it (YAML or JSON), read again when it changes;
+    /// or scope=URL, the report of Weave Scope's app (http://APP:4040/api/report), or scope=PATH, a file with one.
     #[arg(
         long = "topology",
         env = "MICROSHIELD_TOPOLOGY",
@@ -222,6 +223,10 @@ pub struct Topology {
     /// The context of the kubeconfig to use, instead of its current one.
     #[arg(long, env = "MICROSHIELD_CONTEXT", value_name = "NAME")]
     pub context: Option<String>,
+
+    /// Certificate authorities that the certificate of Scope's app must come from [default: the system's].
+    #[arg(long, env = "MICROSHIELD_SCOPE_CA", value_name = "FILE")]
+    pub scope_ca: Option<PathBuf>,
 
     /// Set in every pod.
     #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true)]

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use flow::{
-    source::{Access, Options, Pace, Scope, Source, Topology, View},
+    source::{Access, Options, Pace, ReportAt, Scope, Source, Topology, View},
     wire::Resolve,
 };
 use tokio::{
@@ -33,6 +33,9 @@ const REPORTS: usize = 4;
 /// Lists are asked for at a time drawn from this span: a DaemonSet's agents start together, and a thousand lists of all pods
 /// at once would be a heavy load. What is captured meanwhile waits.
 const JITTER: Duration = Duration::from_secs(5);
+
+/// A new pod is in Scope's report when its probe has reported, every three seconds, and we see it when we ask next.
+const SCOPE_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What ended the run without success, and the exit code for it.
 #[derive(Debug)]
@@ -211,6 +214,7 @@ async fn topology(
         access: Access {
             kubeconfig: args.kubeconfig.clone(),
             context: args.context.clone(),
+            scope_ca: args.scope_ca.clone(),
         },
         scope: match resolve {
             Resolve::Both => Scope::BothEnds,
@@ -227,7 +231,8 @@ async fn topology(
 /// A file is as it is: waiting makes nothing better, unless the generator is who learns of pods.
 fn patience(args: &args::Topology, resolve: Resolve) -> Duration {
     match (args.source(), resolve) {
-        (Source::File(_), Resolve::Both) => Duration::ZERO,
+        (Source::File(_) | Source::Scope(ReportAt::File(_)), Resolve::Both) => Duration::ZERO,
+        (Source::Scope(ReportAt::App(_)), _) => SCOPE_PATIENCE,
         (Source::Kube, _) | (_, Resolve::Local) => hold::PATIENCE,
     }
 }

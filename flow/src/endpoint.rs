@@ -28,7 +28,7 @@ pub enum Endpoint {
 /// A pod, cut to what naming and policies need. In JSON the fields of MicroShield's records come first, in its order.
 ///
 /// What pods have in common is shared where many are held at once: a cluster's pods are made from few templates.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Pod {
     /// `metadata.uid`. On the wire it carries Scope's suffix `;<pod>`, as MicroShield's records do.
     #[serde(rename = "id", with = "pod_id")]
@@ -58,7 +58,7 @@ pub struct Pod {
 }
 
 /// A service, cut likewise.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Service {
     /// `metadata.uid`, on the wire with Scope's suffix `;<service>`.
     #[serde(rename = "id", with = "service_id")]
@@ -84,7 +84,7 @@ pub struct Service {
 }
 
 /// A node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Node {
     /// `metadata.name`.
     pub name: String,

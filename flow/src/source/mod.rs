@@ -3,7 +3,9 @@
 //! Behind the feature `source`: other than the rest of this crate it reads the clock, does I/O and starts tasks.
 
 mod api;
+mod feed;
 mod file;
+mod scope;
 mod view;
 
 use std::{
@@ -18,9 +20,14 @@ use tokio::task::JoinSet;
 use self::view::Shared;
 pub use self::{
     api::{Access, ConnectError, Kind, Pace, Scope, client},
+    scope::{ReportAt, ReportUrl},
     view::{Knowledge, View},
 };
-use crate::{time::Timestamp, topology::file::FileError};
+use crate::{
+    time::Timestamp,
+    topology::{file as file_topology, file::FileError, scope as report},
+    transport::TlsError,
+};
 
 /// How often the index forgets what ended long ago.
 const EXPIRE_EVERY: Duration = Duration::from_secs(10);
@@ -32,6 +39,8 @@ pub enum Source {
     Kube,
     /// A file as [`crate::topology::file`] reads it, read again when it changes.
     File(PathBuf),
+    /// Weave Scope's report, as [`crate::topology::scope`] reads it, asked for again and again.
+    Scope(ReportAt),
 }
 
 impl FromStr for Source {
@@ -42,8 +51,9 @@ impl FromStr for Source {
             None if text == "kube" => Ok(Self::Kube),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("file", _)) => Err("file= needs a path".to_owned()),
+            Some(("scope", at)) => at.parse().map(Self::Scope),
             _ => Err(format!(
-                "unknown source `{text}`: expected kube or file=PATH"
+                "unknown source `{text}`: expected kube, file=PATH, scope=URL or scope=PATH"
             )),
         }
     }
@@ -54,11 +64,12 @@ impl fmt::Display for Source {
         match self {
             Self::Kube => f.write_str("kube"),
             Self::File(path) => write!(f, "file={}", path.display()),
+            Self::Scope(at) => write!(f, "scope={at}"),
         }
     }
 }
 
-/// What to read of the Kubernetes API, and how. A file is read whole.
+/// What to read of the Kubernetes API, and how. A file and Scope's report are read whole.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How to reach and convince the API server.
@@ -81,6 +92,9 @@ pub enum SourceError {
     /// It is not known how to reach the API server.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// What Scope's certificate must come from cannot be read.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// An index that is kept current until this is dropped.
@@ -91,7 +105,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Begins to read. A file is in the index when this returns; the Kubernetes API is waited for in the background: see
+    /// Begins to read. A file is in the index when this returns; the Kubernetes API and Scope are waited for in the background: see
     /// [`View::is_ready`].
     ///
     /// # Errors
@@ -102,8 +116,12 @@ impl Topology {
         let mut tasks = JoinSet::new();
         match source {
             Source::File(path) => {
-                tasks.spawn(file::start(path, &shared)?);
+                tasks.spawn(file::start(path, file_topology::load, &shared)?);
             }
+            Source::Scope(ReportAt::File(path)) => {
+                tasks.spawn(file::start(path, report::load, &shared)?);
+            }
+            Source::Scope(ReportAt::App(url)) => scope::start(url, &options, &shared, &mut tasks)?,
             Source::Kube => api::start(options, &shared, &mut tasks).await?,
         }
         tasks.spawn(expire(shared));
@@ -143,10 +161,26 @@ mod tests {
 
     #[test]
     fn sources_are_read_as_they_are_written() {
-        for source in [Source::Kube, Source::File("/a=b".into())] {
+        let scope = |at: &str| Source::Scope(at.parse().unwrap());
+        for source in [
+            Source::Kube,
+            Source::File("/a=b".into()),
+            scope("report.json"),
+            scope("http://app:4040/api/report"),
+        ] {
             assert_eq!(source.to_string().parse(), Ok(source));
         }
-        for bad in ["", "file", "file=", "kubernetes", "kube=", "http=x"] {
+        for bad in [
+            "",
+            "file",
+            "file=",
+            "kubernetes",
+            "kube=",
+            "http=x",
+            "scope",
+            "scope=",
+            "scope=ws://x/y",
+        ] {
             assert!(bad.parse::<Source>().is_err(), "{bad}");
         }
     }

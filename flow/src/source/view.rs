@@ -74,6 +74,17 @@ impl Shared {
             .send_if_modified(|kinds| kinds.insert(kind, knowledge) != Some(knowledge));
     }
 
+    /// At once, so that nobody finds the view ready in between.
+    pub(super) fn set_all_knowledge(&self, all: impl IntoIterator<Item = (Kind, Knowledge)>) {
+        self.knowledge.send_if_modified(|kinds| {
+            let mut modified = false;
+            for (kind, knowledge) in all {
+                modified |= kinds.insert(kind, knowledge) != Some(knowledge);
+            }
+            modified
+        });
+    }
+
     pub(super) fn view(&self) -> View {
         View {
             index: Arc::clone(&self.index),

@@ -56,6 +56,14 @@ pub enum FileError {
         /// The file.
         path: PathBuf,
     },
+    /// It is in a form without lines, and malformed.
+    #[error("{}: {message}", path.display())]
+    Binary {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        message: String,
+    },
     /// It is neither YAML nor JSON, or holds something else than Kubernetes objects.
     #[error("{}:{line}:{column}: {message}", path.display())]
     Malformed {
@@ -103,7 +111,7 @@ pub fn load(path: &Path) -> Result<Loaded, FileError> {
 }
 
 /// The text of a file.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     let io_error = |source| FileError::Io {
         path: path.to_owned(),
         source,

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// All objects of a cluster, as one list of every kind gives them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Objects {
     /// Namespaces.
     pub namespaces: Vec<Namespace>,
@@ -146,7 +146,7 @@ pub enum Change {
 }
 
 /// A namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Namespace {
     /// `metadata.name`.
     pub name: String,
@@ -155,7 +155,7 @@ pub struct Namespace {
 }
 
 /// A node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     /// The name, and the addresses of type `InternalIP` and `ExternalIP`.
     pub identity: Arc<endpoint::Node>,
@@ -168,7 +168,7 @@ pub struct Node {
 }
 
 /// A service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     /// What records say of it. `backends` is empty: the index fills it in from the endpoint slices.
     pub identity: Arc<endpoint::Service>,
@@ -183,7 +183,7 @@ pub struct Service {
 }
 
 /// A port of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// Empty if the service has but one, unnamed port.
     pub name: String,
@@ -198,7 +198,7 @@ pub struct ServicePort {
 }
 
 /// Where a service port leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TargetPort {
     /// The same port of every pod.
     Number(u16),
@@ -207,7 +207,7 @@ pub enum TargetPort {
 }
 
 /// Some of a service's endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointSlice {
     /// `metadata.namespace`.
     pub namespace: String,
@@ -225,7 +225,7 @@ pub struct EndpointSlice {
 }
 
 /// A port of the endpoints of a slice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SlicePort {
     /// The name of the service's port that leads here.
     pub name: String,
@@ -236,7 +236,7 @@ pub struct SlicePort {
 }
 
 /// A pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pod {
     /// What records say of it. `services` is empty: the index fills it in.
     pub identity: endpoint::Pod,
@@ -265,7 +265,7 @@ pub struct ContainerPort {
 }
 
 /// Where a pod is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Before all containers were started.
     Pending,

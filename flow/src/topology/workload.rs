@@ -45,7 +45,7 @@ fn strip_part<'a>(name: &'a str, part: &str) -> Option<&'a str> {
 /// Kubernetes 1.20; eight digits), before that in seconds (ten digits); see `getJobName` in
 /// `pkg/controller/cronjob/utils.go`. Only times from 2020 on are taken for one, so a Job that someone named after a date
 /// (`import-20260131`) stays a Job.
-fn cron_job(job: &str) -> Option<&str> {
+pub(super) fn cron_job(job: &str) -> Option<&str> {
     const MINUTES_SINCE: u64 = 26_297_280;
     let (name, time) = job.rsplit_once('-')?;
     if name.is_empty() || !time.bytes().all(|byte| byte.is_ascii_digit()) {

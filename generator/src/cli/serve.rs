@@ -71,7 +71,8 @@ pub(super) struct Args {
     log: String,
 
     /// Where the cluster's objects come from, for agents with --resolve local: kube, the Kubernetes API [default: in
-    /// a pod, without --token-audience], or file=PATH, a list as kubectl prints it, read again when it changes
+    /// a pod, without --token-audience]; file=PATH, a list as kubectl prints it, read again when it changes; or scope=URL, the
+    /// report of Weave Scope's app (http://APP:4040/api/report), or scope=PATH, a file with one
     #[arg(long, value_name = "SRC", env = "MICROSHIELD_TOPOLOGY")]
     topology: Option<Source>,
 
@@ -82,6 +83,10 @@ pub(super) struct Args {
     /// The context of the kubeconfig to use, instead of its current one
     #[arg(long, value_name = "NAME", env = "MICROSHIELD_CONTEXT")]
     context: Option<String>,
+
+    /// Certificate authorities that the certificate of Scope's app must come from [default: the system's]
+    #[arg(long, value_name = "FILE", env = "MICROSHIELD_SCOPE_CA")]
+    scope_ca: Option<PathBuf>,
 
     /// Set in every pod
     #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true)]
@@ -207,6 +212,7 @@ impl Args {
         Access {
             kubeconfig: self.kubeconfig.clone(),
             context: self.context.clone(),
+            scope_ca: self.scope_ca.clone(),
         }
     }
 

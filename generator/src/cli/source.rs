@@ -16,7 +16,7 @@ use flow::{
 pub(super) enum Source {
     /// A file as `kubectl get -o yaml` writes it.
     File(PathBuf),
-    /// A report of Weave Scope, in JSON.
+    /// A report of Weave Scope, in JSON or MessagePack.
     Scope(PathBuf),
 }
 

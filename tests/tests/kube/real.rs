@@ -150,6 +150,7 @@ impl RealApi {
         Access {
             kubeconfig: Some(self.folder.path().join(user)),
             context: None,
+            scope_ca: None,
         }
     }
 

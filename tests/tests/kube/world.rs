@@ -27,6 +27,8 @@ pub(crate) const PACE: Pace = Pace {
     bookmarks: Duration::from_secs(2),
     refused: Duration::from_secs(2),
     remind: Duration::from_millis(500),
+    poll: Duration::from_millis(200),
+    report: Duration::from_secs(20),
 };
 
 /// An API server with a small shop: the service `front` with the pods `front-1` on node-1 and `front-2` on node-2.
@@ -76,6 +78,7 @@ impl World {
             access: Access {
                 kubeconfig: Some(kubeconfig),
                 context: None,
+                scope_ca: None,
             },
             scope,
             jitter: Duration::ZERO,

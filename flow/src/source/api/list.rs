@@ -1,17 +1,15 @@
 //! Lists: what to ask for, and how the answer is taken apart while it arrives.
 
-use std::{
-    io::{self, Read},
-    time::Duration,
-};
+use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use futures_util::{AsyncBufRead, AsyncBufReadExt as _};
 use http::Request;
 use kube::core::params::{ListParams, VersionMatch};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
+    super::feed::Feed,
     kind::Kind,
     parse::{self, Listed, Page},
     trouble::Trouble,
@@ -101,10 +99,7 @@ pub(super) async fn read(
     listed: Listed,
 ) -> Result<(Page, Listed), Trouble> {
     let (sender, receiver) = mpsc::channel(CHUNKS);
-    let feed = Feed {
-        chunks: receiver,
-        current: Bytes::new(),
-    };
+    let feed = Feed::new(receiver);
     let parsing = tokio::task::spawn_blocking(move || parse::page(kind, feed, listed));
     let pumped = pump(response, silence, sender).await;
     let parsed = parsing.await?;
@@ -131,26 +126,6 @@ async fn pump(
         if chunks.send(chunk).await.is_err() {
             return Ok(());
         }
-    }
-}
-
-/// The parser's end: blocks until the next chunk is there.
-struct Feed {
-    chunks: mpsc::Receiver<Bytes>,
-    current: Bytes,
-}
-
-impl Read for Feed {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.chunks.blocking_recv() {
-                Some(chunk) => self.current = chunk,
-                None => return Ok(0),
-            }
-        }
-        let length = buffer.len().min(self.current.len());
-        self.current.copy_to_slice(&mut buffer[..length]);
-        Ok(length)
     }
 }
 
