@@ -2,8 +2,9 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use flow::{
+    logging::LogArgs,
     source::Source,
     transport::{ClientFiles, TokenFile},
     wire,
@@ -14,12 +15,26 @@ use crate::{
     uplink::{Credentials, GeneratorUrl, spool::MIN_SPOOL_BYTES},
 };
 
+const MAP_ENTRIES: u32 = 65_536;
+
+const RING_BYTES: &str = "1048576";
+
 /// Watches which pods of this node talk to which, and reports it.
 ///
-/// Needs CAP_BPF and CAP_PERFMON (or root), and a Linux kernel from 5.10 on.
+/// Needs CAP_BPF and CAP_PERFMON, CAP_NET_ADMIN for UDP and CAP_SYS_PTRACE for what is older than it (root has all of them),
+/// and a Linux kernel from 5.10 on.
 #[derive(Debug, Parser)]
-#[command(name = "microshield-agent", version)]
+#[command(
+    name = "microshield-agent",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub struct Args {
+    /// What to do instead of watching.
+    #[command(subcommand)]
+    pub word: Option<Word>,
+
     /// Where flow records go.
     #[command(flatten)]
     pub output: Output,
@@ -56,26 +71,49 @@ pub struct Args {
 
     /// Distinct flows that the kernel holds between two drains, and peers of UDP sockets that it knows; flows that exceed it go
     /// through a ring buffer. There is room for a quarter as many listeners.
-    #[arg(long, env = "MICROSHIELD_MAP_ENTRIES", value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    #[arg(long, env = "MICROSHIELD_MAP_ENTRIES", value_name = "N", default_value_t = MAP_ENTRIES, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub map_entries: u32,
 
     /// Size of that ring buffer in bytes, and of the one for single connections; a power of two of at least 4096.
-    #[arg(long, env = "MICROSHIELD_RING_BYTES", value_name = "BYTES", default_value = "1048576", value_parser = ring_bytes)]
+    #[arg(long, env = "MICROSHIELD_RING_BYTES", value_name = "BYTES", default_value = RING_BYTES, value_parser = ring_bytes)]
     pub ring_bytes: u32,
 
     /// Address on which /healthz, /readyz and /metrics are answered, to anybody who can reach it.
     #[arg(long, env = "MICROSHIELD_METRICS", value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
 
-    /// What to log: error, warn, info, debug or trace, also by module. The HTTP client's own words are left out: what comes
-    /// of its failures is said where they are dealt with.
-    #[arg(
-        long,
-        env = "MICROSHIELD_LOG",
-        value_name = "FILTER",
-        default_value = "info,kube_client=off"
-    )]
-    pub log: String,
+    /// What it says of itself.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What the agent does instead of watching.
+#[derive(Debug, Subcommand)]
+pub enum Word {
+    /// Say what this node supports: kernel, cgroups, capabilities, hooks. Exit code 1 if nothing can be captured.
+    ///
+    /// The kernel programs are loaded and attached for a moment. An agent that runs on the node is not disturbed.
+    Check(CheckArgs),
+}
+
+/// How to check.
+#[derive(Debug, clap::Args)]
+pub struct CheckArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// As for watching.
+    #[arg(long, env = "MICROSHIELD_CGROUP_ROOT", value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+
+    /// As for watching.
+    #[arg(long, env = "MICROSHIELD_MAP_ENTRIES", value_name = "N", default_value_t = MAP_ENTRIES, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    pub map_entries: u32,
+
+    /// As for watching.
+    #[arg(long, env = "MICROSHIELD_RING_BYTES", value_name = "BYTES", default_value = RING_BYTES, value_parser = ring_bytes)]
+    pub ring_bytes: u32,
 }
 
 /// The name of a node: a DNS subdomain (RFC 1123).
@@ -298,6 +336,16 @@ mod tests {
 
     fn parse(arguments: &[&str]) -> Result<Args, clap::Error> {
         Args::try_parse_from(["agent"].iter().chain(arguments))
+    }
+
+    #[test]
+    fn checking_needs_nothing_of_what_watching_needs() {
+        let args = parse(&["check", "--json"]).unwrap();
+        let Some(Word::Check(check)) = args.word else {
+            panic!("{args:?}");
+        };
+        assert!(check.json && check.map_entries == MAP_ENTRIES);
+        assert!(parse(&["--stdout", "check"]).is_err());
     }
 
     #[test]

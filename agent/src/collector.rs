@@ -14,6 +14,7 @@ use crate::{
     capture::{self, Capture, Drained, Losses, Observation},
     hold::{Hold, Released, TOPOLOGY_UNKNOWN},
     identity::Identity,
+    pulse::Pulse,
     resolve::{Resolver, Sighting},
 };
 
@@ -69,7 +70,7 @@ pub struct Collector {
 
 impl Collector {
     /// Starts the thread. Reports go to `reports`; when that channel is full the thread waits, and the kernel's map goes
-    /// on counting.
+    /// on counting. `pulse` beats with each drain.
     ///
     /// # Errors
     /// If no thread can be had.
@@ -77,17 +78,23 @@ impl Collector {
         capture: Capture,
         naming: Naming,
         reports: mpsc::Sender<Report>,
+        pulse: Pulse,
     ) -> io::Result<Self> {
         let (stop, stopped) = std_mpsc::channel();
         let mut worker = Worker {
             capture,
             naming,
             reports,
+            pulse,
             totals: Totals::default(),
         };
         let thread = thread::Builder::new()
             .name("collector".to_owned())
-            .spawn(move || worker.run(&stopped).map(|()| worker.totals))?;
+            .spawn(move || {
+                let ended = worker.run(&stopped);
+                worker.pulse.stop();
+                ended.map(|()| worker.totals)
+            })?;
         Ok(Self { stop, thread })
     }
 
@@ -126,6 +133,7 @@ struct Worker<C> {
     capture: C,
     naming: Naming,
     reports: mpsc::Sender<Report>,
+    pulse: Pulse,
     totals: Totals,
 }
 
@@ -170,6 +178,7 @@ impl<C: Drain> Worker<C> {
 
     fn drain(&mut self, last: bool) -> Result<Report, capture::Error> {
         let drained = self.capture.drain()?;
+        self.pulse.beat();
         Ok(self.report(drained, last))
     }
 

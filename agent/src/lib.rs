@@ -2,7 +2,8 @@
 //!
 //! [`capture`] drains what the kernel programs counted, [`identity`] and [`resolve`] name both ends, [`hold`] keeps
 //! what cannot be named yet, [`collector`] does so once a second, and [`uplink`] or [`stdout`] take the result away. [`before`]
-//! finds sockets that are older than the agent, where the kernel's iterators cannot. [`runtime`] puts them together.
+//! finds sockets that are older than the agent, where the kernel's iterators cannot. [`runtime`] puts them together, [`check`]
+//! says what would come of it.
 #![deny(unsafe_code)]
 
 pub mod args;
@@ -13,10 +14,12 @@ pub mod capabilities;
     reason = "the kernel boundary: one system call that aya lacks, and reading what the ring buffer holds"
 )]
 pub mod capture;
+pub mod check;
 pub mod collector;
 pub mod hold;
 pub mod identity;
 pub mod metrics;
+pub mod pulse;
 pub mod resolve;
 pub mod runtime;
 pub mod single;

@@ -18,7 +18,7 @@ use prometheus_client::{
 };
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 
-use crate::collector::Report;
+use crate::{collector::Report, pulse::Pulse};
 
 /// How long somebody may take to ask.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -188,6 +188,7 @@ pub struct Desk {
     listener: TcpListener,
     meter: Meter,
     view: View,
+    pulse: Pulse,
 }
 
 impl Desk {
@@ -195,19 +196,25 @@ impl Desk {
     ///
     /// # Errors
     /// If the address is not this machine's, is taken, or not for this process.
-    pub async fn open(address: SocketAddr, meter: Meter, view: View) -> io::Result<Self> {
+    pub async fn open(
+        address: SocketAddr,
+        meter: Meter,
+        view: View,
+        pulse: Pulse,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         tracing::info!(address = %listener.local_addr()?, "metrics");
         Ok(Self {
             listener,
             meter,
             view,
+            pulse,
         })
     }
 
     /// Answers until it is dropped.
     pub async fn run(self) {
-        let (meter, view) = (Arc::new(self.meter), self.view);
+        let (meter, view, pulse) = (Arc::new(self.meter), self.view, self.pulse);
         let places = Arc::new(Semaphore::new(MAX_ASKING));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -221,10 +228,10 @@ impl Desk {
                     continue;
                 }
             };
-            let (meter, view) = (Arc::clone(&meter), view.clone());
+            let (meter, view, pulse) = (Arc::clone(&meter), view.clone(), pulse.clone());
             tokio::spawn(async move {
                 let service = service_fn(|request| {
-                    let response = answer(&request, &meter, &view);
+                    let response = answer(&request, &meter, &view, &pulse);
                     async { Ok::<_, Infallible>(response) }
                 });
                 let exchange = http1::Builder::new()
@@ -241,9 +248,19 @@ impl Desk {
     }
 }
 
-fn answer(request: &Request<Incoming>, meter: &Meter, view: &View) -> Response<String> {
+fn answer(
+    request: &Request<Incoming>,
+    meter: &Meter,
+    view: &View,
+    pulse: &Pulse,
+) -> Response<String> {
     let (status, content_type, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/healthz") => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        (&Method::GET, "/readyz") if !pulse.is_beating() => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "text/plain",
+            "Nothing is captured.\n".to_owned(),
+        ),
         (&Method::GET, "/readyz") if view.is_ready() => {
             (StatusCode::OK, "text/plain", "ready\n".to_owned())
         }

@@ -1,6 +1,6 @@
 //! Puts the parts together, and takes them apart again in reverse order.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use flow::{
@@ -20,6 +20,7 @@ use crate::{
     hold::{self, Hold},
     identity::{Identity, Mounts},
     metrics::{Desk, Meter},
+    pulse::Pulse,
     resolve::Resolver,
     single::SingleInstance,
     stdout,
@@ -114,14 +115,15 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         map_entries: args.map_entries,
         ring_bytes: args.ring_bytes,
         cgroup: cgroup_root.clone(),
-    })?;
+    })
+    .map_err(name_who_refuses)?;
     tracing::info!(node, hooks = %capture.hooks(), udp = capture.sees_udp(), cgroup_root = %cgroup_root.display(), "capturing");
 
     let view = topology.view();
-    let meter = Meter::default();
+    let (meter, pulse) = (Meter::default(), Pulse::default());
     let desk = match args.metrics {
         Some(address) => {
-            let desk = Desk::open(address, meter.clone(), view.clone()).await;
+            let desk = Desk::open(address, meter.clone(), view.clone(), pulse.clone()).await;
             let desk = desk.with_context(|| format!("cannot listen on {address}"));
             Some(tokio::spawn(desk.map_err(Failure::usage)?.run()))
         }
@@ -135,7 +137,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         hold: Hold::new(patience(&args.topology, resolve), resolve),
     };
     let (sender, reports) = mpsc::channel(REPORTS);
-    let collector = Collector::start(capture, naming, sender)?;
+    let collector = Collector::start(capture, naming, sender, pulse)?;
     let output = match args.output.stdout {
         // On a thread of its own: whoever reads standard output may take any time.
         true => {
@@ -189,6 +191,22 @@ fn check_credentials(stream: &args::Stream, output: &args::Output) -> Result<(),
         tracing::warn!("the token is sent over connections that are not encrypted: use wss://");
     }
     Ok(())
+}
+
+/// The capabilities are there by now: what is not permitted all the same is forbidden by somebody else.
+fn name_who_refuses(error: capture::Error) -> anyhow::Error {
+    let error = anyhow::Error::from(error);
+    let refused = error.chain().any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
+    });
+    match refused {
+        true => error.context(
+            "the capabilities are there, and something else forbids it: a seccomp profile that keeps bpf(2) or \
+             perf_event_open(2) for CAP_SYS_ADMIN (CRI-O's default does), SELinux, or lockdown",
+        ),
+        false => error,
+    }
 }
 
 fn open_spool(args: &args::Stream, resolve: Resolve) -> Result<Option<Spool>, Failure> {

@@ -8,6 +8,7 @@
 //! * [`scope_log`]: the log of the modified Weave Scope probe;
 //! * [`locate`]: on which line of a YAML or JSON text a field stands;
 //! * [`topology`]: the cluster's objects and the index that answers (address, time) → endpoint;
+//! * `logging`, behind the feature of that name: what the programs say of themselves;
 //! * `source`, behind the feature of that name: the index kept current from a file or the Kubernetes API;
 //! * `transport`, behind the feature of that name: TLS and bearer tokens from files.
 //!
@@ -18,6 +19,8 @@
 pub mod backoff;
 pub mod endpoint;
 pub mod locate;
+#[cfg(feature = "logging")]
+pub mod logging;
 pub mod observations;
 pub mod parser;
 pub mod record;

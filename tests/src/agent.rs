@@ -11,9 +11,11 @@ use flow::record::FlowRecord;
 use nix::sys::signal::Signal;
 
 use crate::{
+    container::Container,
     generator::Generator,
     lab::Lab,
     process::{PATIENCE, Process, binary},
+    rights::Rights,
 };
 
 /// A running `microshield-agent`, which is one node's.
@@ -81,17 +83,19 @@ impl AgentOptions {
         }
     }
 
+    /// An agent for a node that streams to whoever is at this URL.
+    #[must_use]
+    pub fn to(node: &str, url: &str) -> Self {
+        Self {
+            args: vec!["--generator".into(), url.to_owned()],
+            ..Self::stdout(node)
+        }
+    }
+
     /// An agent for a node that streams to a generator.
     #[must_use]
     pub fn streaming(node: &str, generator: &Generator) -> Self {
-        Self {
-            node: node.to_owned(),
-            topology: None,
-            args: vec!["--generator".into(), generator.agents_url()],
-            hidden: None,
-            whole_machine: false,
-            cgroup_root: None,
-        }
+        Self::to(node, &generator.agents_url())
     }
 
     /// Chooses the form of its kernel hooks.
@@ -128,6 +132,10 @@ impl AgentOptions {
     pub fn kube(mut self, kubeconfig: &Path) -> Self {
         self.topology = Some("kube".to_owned());
         self.arg("--kubeconfig", &kubeconfig.display().to_string())
+    }
+
+    fn prints(&self) -> bool {
+        self.args.iter().any(|arg| arg == "--stdout")
     }
 
     /// Adds an argument and its value.
@@ -171,11 +179,20 @@ impl Agent {
             args.extend(["--cgroup-root".to_owned(), root.display().to_string()]);
         }
         let args = args.iter().chain(&options.args);
-        let process = lab.host().exec_without(
-            options.hidden.map(Path::new),
-            &binary("microshield-agent")?,
-            args,
-        )?;
+        let program = binary("microshield-agent")?;
+        let hidden = options.hidden.map(Path::new);
+        let process = match Rights::current() {
+            None => lab.host().exec_without(hidden, &program, args)?,
+            Some(rights) => {
+                let mut container = Container::of_program(&program, rights)
+                    .file(lab.folder())
+                    .hide(hidden);
+                if !options.prints() {
+                    container = container.in_the_machine_s_network();
+                }
+                container.start(lab, args)?
+            }
+        };
         Ok(Self { process })
     }
 

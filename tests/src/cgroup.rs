@@ -68,6 +68,19 @@ pub fn v1_mount() -> Option<PathBuf> {
         })
 }
 
+/// Where all cgroup v1 hierarchies are mounted: runc puts a container into each.
+#[must_use]
+pub(crate) fn v1_mounts() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let lines = mounts.lines().map(|line| line.split(' '));
+    lines
+        .filter_map(|mut fields| {
+            let point = fields.nth(1)?;
+            (fields.next()? == "cgroup").then(|| PathBuf::from(point))
+        })
+        .collect()
+}
+
 /// The cgroup of a pod's container, below its node's.
 #[must_use]
 pub(crate) fn of_pod(node: &Node, pod: &Pod) -> PathBuf {

@@ -96,7 +96,9 @@ pub(crate) fn remove(lab: &str) -> Result<()> {
     // Programs first: they hold namespaces and cgroups.
     let cgroups = cgroups(lab).and_then(|path| cgroup::remove(&path));
     // All programs are in the v2 hierarchy too, and were ended with it.
-    let v1 = cgroup::v1_mount().map_or(Ok(()), |mount| cgroup::remove_empty(&mount.join(lab)));
+    let v1 = cgroup::v1_mounts()
+        .iter()
+        .try_for_each(|mount| cgroup::remove_empty(&mount.join(lab)));
     let namespaces = entries(Path::new(network::NAMESPACES))
         .filter(|namespace| namespace.starts_with(&format!("{lab}-")))
         .try_for_each(|namespace| remove_namespace(&network::path(&namespace)));

@@ -4,13 +4,13 @@ use std::{env, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::proc::{cargo, find, run, workspace};
+use crate::proc::{cargo, find, remapped_prefixes, run, workspace};
 
 /// Builds package `agent-ebpf` and copies the object to where the agent's build script looks for it.
 ///
 /// The copy is left alone if it has not changed, so that the agent is not built again for nothing.
 pub(crate) fn build() -> Result<()> {
-    run(&mut command("build"))?;
+    run(&mut command("build")?)?;
     let built = target_dir().join(triple()).join("release/agent-ebpf");
     let wanted = target_dir().join("microshield.bpf.o");
     let mut made = built;
@@ -35,7 +35,7 @@ pub(crate) fn build() -> Result<()> {
 
 /// Lints package `agent-ebpf` as the kernel will see it, warnings denied.
 pub(crate) fn clippy() -> Result<()> {
-    run(command("clippy").args(["--", "-D", "warnings"]))
+    run(command("clippy")?.args(["--", "-D", "warnings"]))
 }
 
 /// `cargo WORD` for package `agent-ebpf` and the BPF target of this machine's byte order.
@@ -43,14 +43,19 @@ pub(crate) fn clippy() -> Result<()> {
 /// `core` is built along because the toolchain ships none for BPF, which takes `-Z build-std` and hence the variable
 /// that lets a stable compiler accept it. The flags of the host's build, in whatever variable or configuration file
 /// they are, do not reach the BPF target: `CARGO_ENCODED_RUSTFLAGS` has precedence over all of them.
-fn command(word: &str) -> Command {
+fn command(word: &str) -> Result<Command> {
     // aya-ebpf chooses the layout of `pt_regs` by this cfg; it knows one RISC-V only.
     let arch = match env::consts::ARCH {
         "riscv64gc" | "riscv64a23" => "riscv64",
         arch => arch,
     };
     let arch = format!("--cfg=bpf_target_arch=\"{arch}\"");
-    let flags = [&arch, "-Cdebuginfo=2", "-Clink-arg=--btf"];
+    // The types that the kernel is told of name files: not by where they lie on this machine.
+    let flags = remapped_prefixes()?
+        .into_iter()
+        .map(|remap| format!("--remap-path-prefix={remap}"))
+        .chain([arch, "-Cdebuginfo=2".into(), "-Clink-arg=--btf".into()])
+        .collect::<Vec<_>>();
     let mut command = cargo();
     command
         .args([word, "--package", "agent-ebpf", "--bins", "--release"])
@@ -73,7 +78,7 @@ fn command(word: &str) -> Command {
         let triple = triple().to_uppercase().replace('-', "_");
         command.env(format!("CARGO_TARGET_{triple}_LINKER"), linker);
     }
-    command
+    Ok(command)
 }
 
 /// LLVM's `llvm-strip`, which knows BPF: that in the path, or of the LLVM that bpf-linker is built against.

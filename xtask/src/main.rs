@@ -4,6 +4,7 @@
 mod bench;
 mod demo;
 mod ebpf;
+mod image;
 mod proc;
 mod setup;
 mod test;
@@ -34,6 +35,8 @@ enum Word {
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Build the programs' images as OCI image layouts.
+    Image(image::Args),
     /// Run every check: formatting, clippy, unit tests, lab tests.
     Test {
         /// Run the lab's tests of capturing, and nothing else, on other kernels: Debian's 6.12, 6.1 and 5.10, in qemu.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Word::BuildEbpf => setup::run(Scope::Build).and_then(|()| ebpf::build()),
         Word::Demo => demo::run(),
         Word::Bench(bench) => bench::run(&bench),
+        Word::Image(args) => image::run(&args),
         Word::Test {
             vm: true,
             kernel,

@@ -32,6 +32,24 @@ pub(crate) fn target_dir() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
+/// Folders of this machine and what stands for them in what is built, as `FROM=TO`: the same sources are to give the same
+/// bytes wherever they lie.
+///
+/// # Errors
+/// If rustc does not say where it is.
+pub(crate) fn remapped_prefixes() -> Result<Vec<String>> {
+    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
+    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let cargo_home = env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+    let prefixes = [
+        (workspace(), "/microshield"),
+        (cargo_home.as_path(), "/cargo"),
+        (Path::new(sysroot.trim()), "/rust"),
+    ];
+    let remap = |(from, to): (&Path, _)| format!("{}={to}", from.display());
+    Ok(prefixes.into_iter().map(remap).collect())
+}
+
 /// A command for the cargo that runs this program, in the workspace's root.
 ///
 /// What cargo has set about this package is not passed on: to build scripts that look at it (ring's) it would be a change,

@@ -4,7 +4,10 @@ use std::{ffi::OsString, fs, path::Path, process::Command, time::Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::proc::{self, Unmet, find, line, output};
+use crate::{
+    image::Arch,
+    proc::{self, Unmet, find, line, output},
+};
 
 const BPF_LINKER: &str = "0.13.0";
 
@@ -40,7 +43,19 @@ enum Install {
 /// # Errors
 /// [`Unmet`] if it cannot be installed from here: the message is the commands to run.
 pub(crate) fn run(scope: Scope) -> Result<()> {
-    let needs = missing(scope)?;
+    install(&|| missing(scope))
+}
+
+/// Installs what programs for a processor are built with.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn cross(arch: Arch) -> Result<()> {
+    install(&|| missing_for(arch))
+}
+
+fn install(missing: &dyn Fn() -> Result<Vec<Need>>) -> Result<()> {
+    let needs = missing()?;
     if needs.is_empty() {
         return Ok(());
     }
@@ -67,7 +82,7 @@ pub(crate) fn run(scope: Scope) -> Result<()> {
         proc::run(&mut command)?;
         eprintln!("  {:.1} s", start.elapsed().as_secs_f32());
     }
-    let still = missing(scope)?;
+    let still = missing()?;
     if let Some(need) = still.first() {
         bail!(Unmet(format!("{} is still missing", need.what)));
     }
@@ -118,6 +133,12 @@ fn missing(scope: Scope) -> Result<Vec<Need>> {
             "the lab's service addresses are nftables rules",
         ),
         (
+            Scope::Everything,
+            "runc",
+            "runc",
+            "the lab starts images as a node does",
+        ),
+        (
             Scope::Machines,
             "qemu-system-x86_64",
             "qemu-system-x86",
@@ -137,6 +158,38 @@ fn missing(scope: Scope) -> Result<Vec<Need>> {
                 install: Install::Package(package.into()),
             });
         }
+    }
+    Ok(needs)
+}
+
+fn missing_for(arch: Arch) -> Result<Vec<Need>> {
+    let mut needs = Vec::new();
+    let libraries = output(Command::new("rustc").args([
+        "--print",
+        "target-libdir",
+        "--target",
+        arch.triple(),
+    ]))?;
+    if !Path::new(libraries.trim()).is_dir() {
+        let mut command = Command::new("rustup");
+        command.args(["target", "add", arch.triple()]);
+        needs.push(Need {
+            what: format!("{} of the toolchain", arch.triple()),
+            why: "the images' programs are for that processor",
+            install: Install::Command(command),
+        });
+    }
+    if Arch::of_this_machine() != Some(arch) && find(arch.cross_compiler()).is_none() {
+        needs.push(Need {
+            what: arch.cross_compiler().into(),
+            why: "it compiles what is C in the programs, and links them",
+            install: Install::Package(arch.cross_package().into()),
+        });
+        needs.push(Need {
+            what: arch.cross_library().into(),
+            why: "the programs are linked to a static C library",
+            install: Install::Package(arch.cross_library().into()),
+        });
     }
     Ok(needs)
 }

@@ -266,19 +266,22 @@ const fn program_name(hooks: Hooks, mode: Mode) -> &'static str {
     }]
 }
 
+/// The classic tracepoint's folder, where tracefs is mounted.
+#[must_use]
+pub fn tracepoint() -> Option<PathBuf> {
+    let folder = |root: &str| {
+        Path::new(root)
+            .join("events")
+            .join(CATEGORY)
+            .join(TRACEPOINT)
+    };
+    let mut folders = TRACEFS.into_iter().map(folder);
+    folders.find(|folder| folder.join("format").exists())
+}
+
 /// Compares the tracepoint's record with the layout that the program was written for.
 fn check_format() -> Result<(), AttachError> {
-    let path = TRACEFS
-        .iter()
-        .map(|root| {
-            Path::new(root)
-                .join("events")
-                .join(CATEGORY)
-                .join(TRACEPOINT)
-                .join("format")
-        })
-        .find(|path| path.exists())
-        .ok_or(AttachError::NoTracefs)?;
+    let path = tracepoint().ok_or(AttachError::NoTracefs)?.join("format");
     let format = fs::read_to_string(&path).map_err(|source| AttachError::Format {
         path: path.clone(),
         source,

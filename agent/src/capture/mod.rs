@@ -10,6 +10,7 @@ mod memory;
 mod object;
 mod offsets;
 mod peers;
+mod probe;
 mod slot;
 mod udp;
 
@@ -41,9 +42,11 @@ use self::{
     peers::Peers,
 };
 pub use self::{
-    hooks::Hooks,
+    hooks::{Hooks, tracepoint},
     losses::Losses,
     object::{embedded_object, is_built},
+    offsets::KERNEL_BTF,
+    probe::{Probe, probe},
     udp::UdpError,
 };
 
@@ -160,7 +163,7 @@ pub struct Drained {
 }
 
 /// There once the kernel has loaded its SCTP.
-const SCTP: &str = "/proc/net/sctp";
+pub const SCTP: &str = "/proc/net/sctp";
 
 /// `IPPROTO_UDP`.
 const IPPROTO_UDP: u8 = 17;

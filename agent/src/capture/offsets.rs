@@ -8,7 +8,7 @@ use agent_common::offset::{
 use btf_rs::{Btf, Type};
 
 /// The kernel's BTF; only kernels built with `CONFIG_DEBUG_INFO_BTF` have it.
-pub(super) const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// The offsets that the programs are given, by the name of their global; what could not be found is not in it.
 #[derive(Debug, Default)]

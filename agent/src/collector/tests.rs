@@ -68,6 +68,7 @@ fn what_waits_when_capturing_fails_is_reported() {
             hold: Hold::new(PATIENCE, Resolve::Both),
         },
         reports,
+        pulse: Pulse::default(),
         totals: Totals::default(),
     };
     let first = worker.drain(false).unwrap();

@@ -1,21 +1,16 @@
 //! `microshield serve`: agents in, the ledger and a folder of policies out.
 
-use std::{
-    io::{self, IsTerminal as _},
-    net::SocketAddr,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use flow::{
+    logging::LogArgs,
     source::{Access, Options, Pace, Scope, Source},
     transport::{ServerFiles, TokenFile},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
-use tracing_subscriber::EnvFilter;
 
 use super::{Failure, PolicyArgs};
 use crate::{
@@ -59,16 +54,8 @@ pub(super) struct Args {
     #[arg(long, env = "MICROSHIELD_STRICT", requires = "output")]
     strict: bool,
 
-    /// What to log: error, warn, info, debug or trace, also by module
-    ///
-    /// The HTTP client's own words are left out by default: what comes of its failures is said where they are dealt with.
-    #[arg(
-        long,
-        value_name = "FILTER",
-        env = "MICROSHIELD_LOG",
-        default_value = "info,kube_client=off"
-    )]
-    log: String,
+    #[command(flatten)]
+    log: LogArgs,
 
     /// Where the cluster's objects come from, for agents with --resolve local: kube, the Kubernetes API [default: in
     /// a pod, without --token-audience]; file=PATH, a list as kubectl prints it, read again when it changes; or scope=URL, the
@@ -267,7 +254,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         topology,
         publication,
     };
-    log_to_stderr(&args.log)?;
+    args.log.init(false);
     raise_file_limit();
     let runtime = tokio::runtime::Runtime::new()
         .context("cannot start the runtime")
@@ -328,20 +315,6 @@ fn raise_file_limit() {
     if let Err(error) = raise() {
         warn!(%error, "cannot raise the limit of open files, which limits the number of agents");
     }
-}
-
-fn log_to_stderr(filter: &str) -> Result<(), Failure> {
-    let filter = EnvFilter::builder()
-        .parse(filter)
-        .with_context(|| format!("--log {filter}"))
-        .map_err(Failure::input)?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,12 +6,16 @@ mod agent_lifecycle;
 mod before;
 mod bookinfo;
 mod capture;
+mod churn;
 mod connections;
 mod edge_cases;
 mod failures;
 mod identity;
+mod images;
 mod lab_itself;
+mod manners;
 mod pairs;
+mod rights;
 mod udp;
 
 use std::{
@@ -112,6 +116,10 @@ fn tests() -> impl Iterator<Item = Test> {
         udp::tests(),
         agent_lifecycle::tests(),
         bookinfo::tests(),
+        rights::tests(),
+        manners::tests(),
+        images::tests(),
+        churn::tests(),
     ]
     .into_iter()
     .flatten()

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod call;
+mod churn;
 mod hold;
 mod play;
 mod serve;
@@ -55,6 +56,8 @@ enum Word {
     Hold(hold::Options),
     /// Do what the steps say with sockets of one's own, one step after the other, and end.
     Play(play::Options),
+    /// Be pods that come and go, one after the other.
+    Churn(churn::Options),
     /// Become another program.
     Exec {
         /// A folder that the program finds empty.
@@ -105,6 +108,7 @@ fn run(word: Word) -> Result<()> {
         Word::Call(options) => call::run(options),
         Word::Hold(options) => hold::run(&options),
         Word::Play(options) => play::run(&options),
+        Word::Churn(options) => churn::run(&options),
         Word::Exec {
             hide,
             program,
