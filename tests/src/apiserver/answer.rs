@@ -29,7 +29,7 @@ impl std::fmt::Display for Broken {
 
 impl std::error::Error for Broken {}
 
-type Body = BoxBody<Bytes, Broken>;
+pub(super) type Body = BoxBody<Bytes, Broken>;
 
 /// An open watch.
 #[derive(Debug)]
@@ -261,8 +261,11 @@ impl Reply {
     }
 }
 
-fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
-    let text = status_text(code, reason, message);
+pub(super) fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
+    reply(code, status_text(code, reason, message))
+}
+
+pub(super) fn reply(code: u16, text: String) -> Response<Body> {
     let body = Full::new(Bytes::from(text)).map_err(|never: Infallible| match never {});
     respond(code, BodyExt::boxed(body))
 }

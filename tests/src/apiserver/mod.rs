@@ -5,6 +5,7 @@
 //! as kube-apiserver 1.24 does, whose recorded answers are in `tests/fixtures/kube-1.24`.
 
 mod answer;
+mod forward;
 mod store;
 
 use std::{
@@ -26,7 +27,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use self::{answer::Watcher, store::Store};
+use self::{answer::Watcher, forward::Doors, store::Store};
 
 /// A running API server; it ends when this is dropped.
 #[derive(Debug)]
@@ -97,6 +98,9 @@ struct State {
     /// Whether lists of version 0 are cut into pages, as a server does that keeps no cache.
     pages_always: bool,
     bytes_watched: u64,
+    doors: Doors,
+    /// Ends of paths that nobody may ask for.
+    closed: Vec<String>,
 }
 
 impl Reply {
@@ -260,6 +264,23 @@ impl ApiServer {
         self.state().token = Some(token.to_owned());
     }
 
+    /// A token of a service account, named NAMESPACE/NAME, for one audience; bound to a pod on a node if one is named.
+    #[must_use]
+    pub fn token(&self, account: &str, audience: &str, node: Option<&str>) -> String {
+        self.state().doors.token(account, audience, node)
+    }
+
+    /// The pod's port leads to the process that listens on this address.
+    pub fn forward(&self, pod: &str, port: u16, address: SocketAddr) {
+        let key = (pod.to_owned(), port);
+        self.state().doors.ports.insert(key, address);
+    }
+
+    /// From now on nobody may forward ports, or ask for tokens, where the path ends like this.
+    pub fn close(&self, path: &str) {
+        self.state().closed.push(path.to_owned());
+    }
+
     /// Every answer takes this long.
     pub fn set_delay(&self, delay: Duration) {
         self.state().delay = delay;
@@ -380,12 +401,18 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         connections.spawn(async move {
             let service = service_fn(move |request| {
                 let shared = Arc::clone(&shared);
-                async move { answer::answer(&shared, &request).await }
+                async move {
+                    match forward::answer(&shared, request).await {
+                        Ok(answer) => Ok(answer),
+                        Err(request) => answer::answer(&shared, &request).await,
+                    }
+                }
             });
             // How a connection ends is the client's business.
             drop(
                 http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service)
+                    .with_upgrades()
                     .await,
             );
         });

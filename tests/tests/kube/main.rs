@@ -19,7 +19,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let missing = real::assets().err();
+    let missing = lab::assets().err();
     let mut trials: Vec<Trial> = [
         recorded::tests(),
         broken::tests(),

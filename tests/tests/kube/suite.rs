@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     objects::{namespace, node, pod, service},
-    real::RealApi,
+    real::Real,
     test,
     world::{PACE, World, name_at, name_of, now, server_at, wait_for},
 };
@@ -27,7 +27,7 @@ pub(crate) fn tests() -> Vec<Trial> {
 /// Something that serves the Kubernetes API.
 pub(crate) enum Api {
     Small(World),
-    Real(RealApi),
+    Real(Real),
 }
 
 impl Api {

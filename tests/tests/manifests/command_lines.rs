@@ -6,11 +6,13 @@ use std::{
 };
 
 use agent::args::{Args, Resolve};
-use clap::{Command, CommandFactory as _, Parser as _};
+use clap::{ArgMatches, Command, CommandFactory as _, Parser as _};
 use flow::source::Source;
 use k8s_openapi::api::core::v1::{Container, PodTemplateSpec};
 
-use crate::load::{container, load, spec};
+use lab::deployment::FEATURES;
+
+use crate::load::{container, load, spec, with};
 
 /// The command line, the image's entry point being the program.
 pub(crate) fn words<'a>(program: &'a str, container: &'a Container) -> Vec<&'a str> {
@@ -35,7 +37,7 @@ fn reads_all_variables(command: &Command, container: &Container) {
 }
 
 /// Where the volume that this path lies in is mounted.
-fn volume_of<'a>(template: &'a PodTemplateSpec, path: &Path) -> &'a str {
+pub(crate) fn volume_of<'a>(template: &'a PodTemplateSpec, path: &Path) -> &'a str {
     let mounts = container(template).volume_mounts.iter().flatten();
     let mount = mounts
         .filter(|mount| path.starts_with(&mount.mount_path))
@@ -73,38 +75,67 @@ fn the_agent_accepts_its_command_line() {
     assert_eq!(args.resolve, Resolve::Both);
 }
 
+/// The options of `serve` on the container's command line.
+pub(crate) fn serve(container: &Container) -> ArgMatches {
+    let mut words = words("microshield", container);
+    // This process's own environment stays as it is: what the variable says is said by the flag.
+    words.extend(["--data-dir", ledger(container)]);
+    let mut matches = generator::cli::command()
+        .try_get_matches_from(words)
+        .unwrap_or_else(|error| panic!("{error}"));
+    let (word, args) = matches.remove_subcommand().unwrap();
+    assert_eq!(word, "serve");
+    args
+}
+
+fn ledger(container: &Container) -> &str {
+    let mut variables = container.env.iter().flatten();
+    variables
+        .find(|variable| variable.name == "MICROSHIELD_DATA_DIR")
+        .and_then(|variable| variable.value.as_deref())
+        .unwrap()
+}
+
 #[test]
 fn the_generator_accepts_its_command_line() {
     let manifests = load();
     let template = manifests.generator();
     let container = container(template);
-    let variables = container.env.iter().flatten();
-    let ledger = variables
-        .filter(|variable| variable.name == "MICROSHIELD_DATA_DIR")
-        .find_map(|variable| variable.value.as_deref())
-        .unwrap();
-    // This process's own environment stays as it is: what the variable says is said by the flag.
-    let mut words = words("microshield", container);
-    words.extend(["--data-dir", ledger]);
-    let mut command = generator::cli::command();
-    let matches = command.try_get_matches_from_mut(words).unwrap();
-    let (word, args) = matches.subcommand().unwrap();
-    assert_eq!(word, "serve");
-    reads_all_variables(command.find_subcommand(word).unwrap(), container);
+    let args = serve(container);
+    let command = generator::cli::command();
+    reads_all_variables(command.find_subcommand("serve").unwrap(), container);
 
-    let listen: &SocketAddr = args.get_one("listen").unwrap();
+    let address = |option| -> SocketAddr { *args.get_one(option).unwrap() };
+    let addresses = [address("listen"), address("metrics")];
     let ports = container.ports.iter().flatten();
     let ports: Vec<i32> = ports.map(|port| port.container_port).collect();
-    assert_eq!(ports, [i32::from(listen.port())]);
-    assert!(listen.ip().is_unspecified());
+    assert_eq!(ports, addresses.map(|address| i32::from(address.port())));
+    assert!(
+        addresses
+            .iter()
+            .all(|address| address.ip().is_unspecified())
+    );
 
     let output: &PathBuf = args.get_one("output").unwrap();
-    for folder in [output, Path::new(ledger)] {
+    let ledger = Path::new(ledger(container));
+    for folder in [output, ledger] {
         let volume = volume_of(template, folder);
         let volumes = spec(template).volumes.iter().flatten();
         let mut kept = volumes.filter(|volume| volume.persistent_volume_claim.is_some());
         assert!(kept.any(|kept| kept.name == volume), "{volume}");
     }
     // kubectl applies a folder without those below it, and the ledger is not to lie in it.
-    assert!(!Path::new(ledger).starts_with(output) && !output.starts_with(ledger));
+    assert!(!ledger.starts_with(output) && !output.starts_with(ledger));
+}
+
+#[test]
+fn the_programs_accept_what_every_feature_adds() {
+    for feature in FEATURES {
+        let all = with(feature);
+        let agent = words("microshield-agent", container(all.agent()));
+        if let Err(error) = Args::try_parse_from(agent) {
+            panic!("{feature}: {error}");
+        }
+        serve(container(all.generator()));
+    }
 }

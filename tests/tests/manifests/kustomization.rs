@@ -64,7 +64,10 @@ fn features_go_together() {
         for (name, object) in alone {
             let args = |object: &serde_json::Value| -> BTreeSet<String> {
                 let args = object.pointer("/spec/template/spec/containers/0/args");
-                let args = args.and_then(serde_json::Value::as_array).into_iter().flatten();
+                let args = args
+                    .and_then(serde_json::Value::as_array)
+                    .into_iter()
+                    .flatten();
                 args.map(ToString::to_string).collect()
             };
             let missing: Vec<String> = args(&object)

@@ -82,20 +82,57 @@ impl Manifests {
         }
         let place = format!("{file}: {name}");
         match (version.as_str(), kind.as_str()) {
-            ("v1", "Namespace") => self.namespaces.push(both::<_, old::core::v1::Namespace>(&place, value)),
-            ("v1", "ServiceAccount") => self.service_accounts.push(both::<_, old::core::v1::ServiceAccount>(&place, value)),
-            ("v1", "PersistentVolumeClaim") => self.claims.push(both::<_, old::core::v1::PersistentVolumeClaim>(&place, value)),
-            ("v1", "Service") => self.services.push(both::<_, old::core::v1::Service>(&place, value)),
-            ("v1", "ConfigMap") => self.config_maps.push(both::<_, old::core::v1::ConfigMap>(&place, value)),
-            ("apps/v1", "DaemonSet") => self.daemon_sets.push(both::<_, old::apps::v1::DaemonSet>(&place, value)),
-            ("apps/v1", "Deployment") => self.deployments.push(both::<_, old::apps::v1::Deployment>(&place, value)),
-            ("scheduling.k8s.io/v1", "PriorityClass") => self.priority_classes.push(both::<_, old::scheduling::v1::PriorityClass>(&place, value)),
-            ("rbac.authorization.k8s.io/v1", "ClusterRole") => self.cluster_roles.push(both::<_, old::rbac::v1::ClusterRole>(&place, value)),
-            ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => self.cluster_role_bindings.push(both::<_, old::rbac::v1::ClusterRoleBinding>(&place, value)),
-            ("rbac.authorization.k8s.io/v1", "Role") => self.roles.push(both::<_, old::rbac::v1::Role>(&place, value)),
-            ("rbac.authorization.k8s.io/v1", "RoleBinding") => self.role_bindings.push(both::<_, old::rbac::v1::RoleBinding>(&place, value)),
-            ("networking.k8s.io/v1", "NetworkPolicy") => self.network_policies.push(both::<_, old::networking::v1::NetworkPolicy>(&place, value)),
-            ("policy/v1", "PodDisruptionBudget") => self.budgets.push(both::<_, old::policy::v1::PodDisruptionBudget>(&place, value)),
+            ("v1", "Namespace") => self
+                .namespaces
+                .push(both::<_, old::core::v1::Namespace>(&place, value)),
+            ("v1", "ServiceAccount") => self
+                .service_accounts
+                .push(both::<_, old::core::v1::ServiceAccount>(&place, value)),
+            ("v1", "PersistentVolumeClaim") => self
+                .claims
+                .push(both::<_, old::core::v1::PersistentVolumeClaim>(
+                    &place, value,
+                )),
+            ("v1", "Service") => self
+                .services
+                .push(both::<_, old::core::v1::Service>(&place, value)),
+            ("v1", "ConfigMap") => self
+                .config_maps
+                .push(both::<_, old::core::v1::ConfigMap>(&place, value)),
+            ("apps/v1", "DaemonSet") => self
+                .daemon_sets
+                .push(both::<_, old::apps::v1::DaemonSet>(&place, value)),
+            ("apps/v1", "Deployment") => self
+                .deployments
+                .push(both::<_, old::apps::v1::Deployment>(&place, value)),
+            ("scheduling.k8s.io/v1", "PriorityClass") => {
+                self.priority_classes
+                    .push(both::<_, old::scheduling::v1::PriorityClass>(&place, value))
+            }
+            ("rbac.authorization.k8s.io/v1", "ClusterRole") => {
+                self.cluster_roles
+                    .push(both::<_, old::rbac::v1::ClusterRole>(&place, value))
+            }
+            ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => self
+                .cluster_role_bindings
+                .push(both::<_, old::rbac::v1::ClusterRoleBinding>(&place, value)),
+            ("rbac.authorization.k8s.io/v1", "Role") => {
+                self.roles
+                    .push(both::<_, old::rbac::v1::Role>(&place, value))
+            }
+            ("rbac.authorization.k8s.io/v1", "RoleBinding") => {
+                self.role_bindings
+                    .push(both::<_, old::rbac::v1::RoleBinding>(&place, value))
+            }
+            ("networking.k8s.io/v1", "NetworkPolicy") => {
+                self.network_policies
+                    .push(both::<_, old::networking::v1::NetworkPolicy>(&place, value))
+            }
+            ("policy/v1", "PodDisruptionBudget") => self
+                .budgets
+                .push(both::<_, old::policy::v1::PodDisruptionBudget>(
+                    &place, value,
+                )),
             ("monitoring.coreos.com/v1", "ServiceMonitor") => {
                 self.monitors.push(strict(&place, value));
             }
@@ -196,7 +233,6 @@ fn a_field_that_1_22_does_not_have_is_noticed() {
     let mut newer = serde_json::to_value(&load().daemon_sets[0]).unwrap();
     newer["spec"]["template"]["spec"]["hostUsers"] = true.into();
     let _parsed: DaemonSet = strict("today", newer.clone());
-    let result =
-        std::panic::catch_unwind(|| strict::<old::apps::v1::DaemonSet>("1.22", newer));
+    let result = std::panic::catch_unwind(|| strict::<old::apps::v1::DaemonSet>("1.22", newer));
     assert!(result.is_err());
 }

@@ -14,8 +14,7 @@ use crate::{
 #[test]
 fn agents_leave_names_to_the_generator() {
     let all = with("local-resolve");
-    let args =
-        Args::try_parse_from(words("microshield-agent", container(all.agent()))).unwrap();
+    let args = Args::try_parse_from(words("microshield-agent", container(all.agent()))).unwrap();
     assert_eq!(args.topology.source(), Source::Kube);
     assert_eq!(args.resolve, Resolve::Local);
 

@@ -27,14 +27,17 @@ fn labels(template: &PodTemplateSpec) -> &BTreeMap<String, String> {
 }
 
 /// The pairs of a selector, which has no other form here.
-fn pairs(selector: &LabelSelector) -> &BTreeMap<String, String> {
+pub(crate) fn pairs(selector: &LabelSelector) -> &BTreeMap<String, String> {
     assert!(selector.match_expressions.is_none());
     let pairs = selector.match_labels.as_ref().unwrap();
     assert!(!pairs.is_empty(), "it would select everything");
     pairs
 }
 
-fn selects(selector: &BTreeMap<String, String>, template: &PodTemplateSpec) -> bool {
+pub(crate) fn selects_pairs(
+    selector: &BTreeMap<String, String>,
+    template: &PodTemplateSpec,
+) -> bool {
     let labels = labels(template);
     selector
         .iter()
@@ -42,16 +45,16 @@ fn selects(selector: &BTreeMap<String, String>, template: &PodTemplateSpec) -> b
 }
 
 /// Asserts that the pairs select this one's pods and not the other's.
-fn select_only(
+pub(crate) fn select_only(
     selector: &BTreeMap<String, String>,
     wanted: &PodTemplateSpec,
     other: &PodTemplateSpec,
 ) {
-    assert!(selects(selector, wanted), "{selector:?}");
-    assert!(!selects(selector, other), "{selector:?}");
+    assert!(selects_pairs(selector, wanted), "{selector:?}");
+    assert!(!selects_pairs(selector, other), "{selector:?}");
 }
 
-fn port_numbers(template: &PodTemplateSpec) -> BTreeMap<String, i32> {
+pub(crate) fn port_numbers(template: &PodTemplateSpec) -> BTreeMap<String, i32> {
     let ports = container(template).ports.iter().flatten();
     ports
         .map(|port| (port.name.clone().unwrap(), port.container_port))
@@ -100,40 +103,6 @@ fn the_service_leads_to_a_port_of_the_generator() {
 }
 
 #[test]
-fn only_agents_reach_the_generator() {
-    let manifests = load();
-    let [policy] = manifests.network_policies.as_slice() else {
-        panic!("one NetworkPolicy is expected");
-    };
-    let (agent, generator) = (manifests.agent(), manifests.generator());
-    let policy = policy.spec.as_ref().unwrap();
-    select_only(
-        pairs(policy.pod_selector.as_ref().unwrap()),
-        generator,
-        agent,
-    );
-    let [rule] = policy.ingress.as_deref().unwrap() else {
-        panic!("one rule is expected");
-    };
-    let [peer] = rule.from.as_deref().unwrap() else {
-        panic!("one peer is expected");
-    };
-    assert!(peer.ip_block.is_none() && peer.namespace_selector.is_none());
-    select_only(pairs(peer.pod_selector.as_ref().unwrap()), agent, generator);
-    let allowed: Vec<i32> = rule
-        .ports
-        .iter()
-        .flatten()
-        .map(|port| match port.port {
-            Some(IntOrString::Int(number)) => number,
-            _ => panic!("some network plugins know numbers only"),
-        })
-        .collect();
-    let open: Vec<i32> = port_numbers(generator).into_values().collect();
-    assert_eq!(allowed, open);
-}
-
-#[test]
 fn pods_use_what_exists() {
     let manifests = load();
     for template in [manifests.agent(), manifests.generator()] {
@@ -160,7 +129,10 @@ fn check_pod(manifests: &Manifests, template: &PodTemplateSpec) {
         if let Some(claim) = &volume.persistent_volume_claim {
             exists("PersistentVolumeClaim", &claim.claim_name);
         }
-        assert!(volume.config_map.is_none() && volume.secret.is_none());
+        assert!(volume.config_map.is_none());
+        // With `mtls`, administrators make it.
+        let secret = volume.secret.as_ref();
+        assert!(secret.is_none_or(|secret| secret.secret_name.is_some()));
     }
     let container = container(template);
     let mounted = container.volume_mounts.iter().flatten();
@@ -196,11 +168,26 @@ fn roles_are_bound_to_those_who_need_them() {
     let [agents, generators] = manifests.cluster_role_bindings.as_slice() else {
         panic!("two ClusterRoleBindings are expected");
     };
-    let [reading, reviewing] = manifests.cluster_roles.as_slice() else {
-        panic!("two ClusterRoles are expected");
-    };
-    binds(agents, reading, manifests.agent());
+    binds(
+        agents,
+        manifests.role("microshield-agent"),
+        manifests.agent(),
+    );
+    let reviewing = manifests.role("microshield-token-review");
     binds(generators, reviewing, manifests.generator());
+}
+
+#[test]
+fn the_budget_is_the_generator_s_and_lets_nodes_be_drained() {
+    let manifests = load();
+    let [budget] = manifests.budgets.as_slice() else {
+        panic!("one PodDisruptionBudget is expected");
+    };
+    let budget = budget.spec.as_ref().unwrap();
+    assert_eq!(budget.max_unavailable, Some(IntOrString::Int(1)));
+    assert_eq!(budget.min_available, None);
+    let selector = pairs(budget.selector.as_ref().unwrap());
+    select_only(selector, manifests.generator(), manifests.agent());
 }
 
 /// Asserts that a binding gives a role to the account of these pods, and to nobody else.

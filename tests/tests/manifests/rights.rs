@@ -34,7 +34,7 @@ pub(crate) fn allows_reading(role: &ClusterRole, scope: &Scope) {
 
 #[test]
 fn agents_may_read_what_names_both_ends() {
-    allows_reading(&load().cluster_roles[0], &Scope::BothEnds);
+    allows_reading(load().role("microshield-agent"), &Scope::BothEnds);
 }
 
 #[test]
@@ -47,19 +47,28 @@ fn the_generator_may_ask_whose_a_token_is() {
             .collect()
     };
     assert_eq!(
-        rules(&manifests.cluster_roles[1].rules),
+        rules(&manifests.role("microshield-token-review").rules),
         [
             r#"{"apiGroups":["authentication.k8s.io"],"resources":["tokenreviews"],"verbs":["create"]}"#
         ]
     );
     // In its own namespace.
-    let [role] = manifests.roles.as_slice() else {
-        panic!("one Role is expected");
+    let [role, readers] = manifests.roles.as_slice() else {
+        panic!("two Roles are expected");
     };
     assert_eq!(
         rules(&role.rules),
         [r#"{"apiGroups":[""],"resources":["pods"],"verbs":["get"]}"#]
     );
+    assert_eq!(
+        rules(&readers.rules),
+        [
+            r#"{"apiGroups":[""],"resources":["pods"],"verbs":["list"]}"#,
+            r#"{"apiGroups":[""],"resources":["pods/portforward"],"verbs":["create","get"]}"#,
+            r#"{"apiGroups":[""],"resourceNames":["microshield-reader"],"resources":["serviceaccounts/token"],"verbs":["create"]}"#,
+        ]
+    );
+    // Which is bound to nobody.
     let [binding] = manifests.role_bindings.as_slice() else {
         panic!("one RoleBinding is expected");
     };
@@ -90,6 +99,12 @@ fn agents_are_known_by_a_token_of_their_own() {
     assert!(args.contains(&format!("--token-audience={audience}")));
     let account = pod.service_account_name.as_ref().unwrap();
     assert!(args.contains(&format!("--agent-account=microshield/{account}")));
+    let mut accounts = manifests.service_accounts.iter();
+    let readers = accounts
+        .find(|account| account.metadata.name.as_deref() == Some("microshield-reader"))
+        .unwrap();
+    assert_eq!(readers.automount_service_account_token, Some(false));
+    assert!(args.contains(&"--reader-account=microshield/microshield-reader".to_owned()));
     assert!(token.expiration_seconds <= Some(3_600));
     for template in [manifests.agent(), manifests.generator()] {
         let container = container(template);
