@@ -12,6 +12,7 @@ use flow::{
 
 use crate::{
     capture::{Hooks, Mode},
+    plugin::PluginSocket,
     uplink::{Credentials, GeneratorUrl, spool::MIN_SPOOL_BYTES},
 };
 
@@ -81,6 +82,10 @@ pub struct Args {
     /// Address on which /healthz, /readyz and /metrics are answered, to anybody who can reach it.
     #[arg(long, env = "MICROSHIELD_METRICS", value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
+
+    /// What Weave Scope is given.
+    #[command(flatten)]
+    pub to_scope: ToScope,
 
     /// What it says of itself.
     #[command(flatten)]
@@ -279,6 +284,25 @@ impl Topology {
     }
 }
 
+/// What Weave Scope is given.
+#[derive(Debug, clap::Args)]
+pub struct ToScope {
+    /// Serve Scope's plugin protocol on this Unix socket, e.g. /var/run/scope/plugins/microshield/microshield.sock: Scope then
+    /// draws the connections of the last half minute that only the agent sees.
+    #[arg(long, env = "MICROSHIELD_SCOPE_PLUGIN", value_name = "SOCKET")]
+    pub scope_plugin: Option<PluginSocket>,
+
+    /// The name that Scope has for this host: its probe's host name [default: the node's name].
+    #[arg(
+        long,
+        env = "MICROSHIELD_SCOPE_HOST",
+        value_name = "NAME",
+        requires = "scope_plugin",
+        value_parser = scope_host
+    )]
+    pub scope_host: Option<String>,
+}
+
 /// Which ends of a flow the agent names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Resolve {
@@ -294,6 +318,17 @@ impl From<Resolve> for wire::Resolve {
             Resolve::Both => Self::Both,
             Resolve::Local => Self::Local,
         }
+    }
+}
+
+/// Scope's ids are separated by `;`.
+fn scope_host(text: &str) -> Result<String, &'static str> {
+    let is_name = |text: &str| {
+        !text.is_empty() && text.len() <= 255 && text.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    match is_name(text) && !text.contains(';') {
+        true => Ok(text.to_owned()),
+        false => Err("expected a host's name"),
     }
 }
 
@@ -331,6 +366,14 @@ mod tests {
             &"a".repeat(254),
         ] {
             assert!(bad.parse::<NodeName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn scopes_host_is_a_part_of_ids() {
+        assert_eq!(scope_host("Vm-1.example").as_deref(), Ok("Vm-1.example"));
+        for bad in ["", "a;b", "a b", &"a".repeat(256)] {
+            assert!(scope_host(bad).is_err(), "{bad}");
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! [`capture`] drains what the kernel programs counted, [`identity`] and [`resolve`] name both ends, [`hold`] keeps
 //! what cannot be named yet, [`collector`] does so once a second, and [`uplink`] or [`stdout`] take the result away. [`before`]
-//! finds sockets that are older than the agent, where the kernel's iterators cannot. [`runtime`] puts them together, [`check`]
-//! says what would come of it.
+//! finds sockets that are older than the agent, where the kernel's iterators cannot. [`plugin`] gives Weave Scope what it cannot see.
+//! [`runtime`] puts them together, [`check`] says what would come of it.
 #![deny(unsafe_code)]
 
 pub mod args;
@@ -19,6 +19,7 @@ pub mod collector;
 pub mod hold;
 pub mod identity;
 pub mod metrics;
+pub mod plugin;
 pub mod pulse;
 pub mod resolve;
 pub mod runtime;

@@ -1,6 +1,6 @@
 //! Puts the parts together, and takes them apart again in reverse order.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use flow::{
@@ -20,6 +20,7 @@ use crate::{
     hold::{self, Hold},
     identity::{Identity, Mounts},
     metrics::{Desk, Meter},
+    plugin::{self, Plugin, recent::Recent},
     pulse::Pulse,
     resolve::Resolver,
     single::SingleInstance,
@@ -136,7 +137,16 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         view: view.clone(),
         hold: Hold::new(patience(&args.topology, resolve), resolve),
     };
+    let plugin = open_plugin(&args.to_scope, &node)?;
     let (sender, reports) = mpsc::channel(REPORTS);
+    let (reports, plugin) = match plugin {
+        None => (reports, None),
+        Some((plugin, recent)) => {
+            let (onward, tapped) = mpsc::channel(REPORTS);
+            tokio::spawn(plugin::tap(reports, onward, recent));
+            (tapped, Some(tokio::spawn(plugin.run())))
+        }
+    };
     let collector = Collector::start(capture, naming, sender, pulse)?;
     let output = match args.output.stdout {
         // On a thread of its own: whoever reads standard output may take any time.
@@ -162,6 +172,11 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         () = ended(&collector) => {}
     }
     node_check.abort();
+    if let Some(plugin) = plugin {
+        plugin.abort();
+        // Then its socket is gone.
+        plugin.await.ok();
+    }
     let totals = tokio::task::spawn_blocking(move || collector.stop())
         .await
         .context("the collector")?;
@@ -175,6 +190,16 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     }
     log_totals(&totals?, undelivered);
     Ok(())
+}
+
+fn open_plugin(args: &args::ToScope, node: &str) -> Result<Option<(Plugin, Arc<Recent>)>, Failure> {
+    let Some(socket) = &args.scope_plugin else {
+        return Ok(None);
+    };
+    let host = args.scope_host.clone().unwrap_or_else(|| node.to_owned());
+    let recent = Arc::new(Recent::default());
+    let plugin = Plugin::open(socket, host, Arc::clone(&recent)).map_err(Failure::usage)?;
+    Ok(Some((plugin, recent)))
 }
 
 /// Files that are not there now are a mistake on the command line; later on, they are waited for.

@@ -134,6 +134,13 @@ impl AgentOptions {
         self.arg("--kubeconfig", &kubeconfig.display().to_string())
     }
 
+    /// Has it learn the cluster's objects from somewhere else.
+    #[must_use]
+    pub fn topology(mut self, source: &str) -> Self {
+        self.topology = Some(source.to_owned());
+        self
+    }
+
     fn prints(&self) -> bool {
         self.args.iter().any(|arg| arg == "--stdout")
     }

@@ -53,6 +53,13 @@ impl GeneratorOptions {
         self.args.extend(args.map(str::to_owned));
         self
     }
+
+    /// Adds an argument and its value.
+    #[must_use]
+    pub fn arg(mut self, flag: &str, value: &str) -> Self {
+        self.args.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
 }
 
 impl Generator {

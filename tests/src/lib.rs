@@ -29,6 +29,7 @@ mod real_api;
 mod remains;
 mod requirements;
 mod rights;
+pub mod scope_app;
 mod seccomp;
 mod services;
 pub mod signals;

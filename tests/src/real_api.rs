@@ -130,6 +130,7 @@ impl RealApi {
         Access {
             kubeconfig: Some(self.folder.path().join(user)),
             context: None,
+            scope_ca: None,
         }
     }
 

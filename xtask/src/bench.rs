@@ -26,6 +26,12 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Memory and processor time that it takes to read a report of Weave Scope of 10 and 100 MiB, in each of its forms.
+    ScopeReport {
+        /// Passed on, such as `--mib 200 --rounds 9 --json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Lines a second and memory of `microshield link` and `generate`.
     Generator {
         /// Passed on, such as `--times 50 --rounds 9 --json`.
@@ -48,6 +54,14 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
                     .args(["--bin", "bench-topology"]),
             )?;
             become_program("bench-topology", args)
+        }
+        Bench::ScopeReport { args } => {
+            proc::run(
+                cargo()
+                    .args(["build", "--release", "-p", "tests"])
+                    .args(["--bin", "bench-scope-report"]),
+            )?;
+            become_program("bench-scope-report", args)
         }
         Bench::Generator { args } => {
             proc::run(cargo().args(["build", "--release", "--bins"]).args([

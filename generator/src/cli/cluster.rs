@@ -81,7 +81,7 @@ impl Cluster {
         let client = source::client(&Access {
             kubeconfig: self.kubeconfig.clone(),
             context: self.context.clone(),
-            scope_ca: None,
+            ..Access::default()
         })
         .await?;
         let pods: Api<Pod> = Api::namespaced(client.clone(), &self.generator_namespace);

@@ -15,6 +15,7 @@ mod images;
 mod lab_itself;
 mod manners;
 mod pairs;
+mod plugin;
 mod rights;
 mod udp;
 
@@ -113,6 +114,7 @@ fn tests() -> impl Iterator<Item = Test> {
         failures::tests(),
         identity::tests(),
         pairs::tests(),
+        plugin::tests(),
         udp::tests(),
         agent_lifecycle::tests(),
         bookinfo::tests(),

@@ -6,7 +6,9 @@ use anyhow::{Result, ensure};
 use flow::record::Direction::{Egress, Ingress};
 use generator::ledger::Ledger;
 use lab::{
-    Agent, AgentOptions, Cluster, Generator, GeneratorOptions, Hooks, Lab, apiserver::ApiServer,
+    Agent, AgentOptions, Cluster, Generator, GeneratorOptions, Hooks, Lab,
+    apiserver::ApiServer,
+    scope_app::{self, ScopeApp},
     truth::Edge,
 };
 use tokio::runtime::Runtime;
@@ -32,6 +34,11 @@ pub(crate) fn tests() -> Vec<Test> {
             Names::ApiAndGenerator,
             "the API, the other end by the generator",
         ),
+        (Names::Scope, "Scope"),
+        (
+            Names::ScopeAndGenerator,
+            "Scope, the other end by the generator",
+        ),
     ] {
         tests.push(Test::new(
             format!("pairs::each_edge_once_from_each_side[names from {title}]"),
@@ -50,6 +57,21 @@ enum Names {
     Api,
     /// The same, but agents ask for no more than their own node and its pods.
     ApiAndGenerator,
+    /// A report of Weave Scope that has what is in the file, as far as Scope knows it.
+    Scope,
+    /// The same, and the generator names the other end.
+    ScopeAndGenerator,
+}
+
+impl Names {
+    fn by_generator(self) -> bool {
+        matches!(self, Self::ApiAndGenerator | Self::ScopeAndGenerator)
+    }
+
+    /// Scope knows one address of each pod and service.
+    fn knows(self, target: &str) -> bool {
+        !matches!(self, Self::Scope | Self::ScopeAndGenerator) || !target.contains('[')
+    }
 }
 
 /// A way to reach a server, and how either side names the other.
@@ -123,8 +145,14 @@ const CASES: [Case; 6] = [
 fn each_edge_once_from_each_side(hooks: Hooks, names: Names) -> Result<()> {
     let lab = Lab::start(cluster())?;
     let api = Api::start(&lab)?;
-    let generator = (names == Names::ApiAndGenerator)
-        .then(|| Generator::start(&lab, &GeneratorOptions::default().kube(&api.kubeconfig)))
+    let scope = format!("scope={}", api.scope.url());
+    let generator_options = match names {
+        Names::ScopeAndGenerator => GeneratorOptions::default().arg("--topology", &scope),
+        _ => GeneratorOptions::default().kube(&api.kubeconfig),
+    };
+    let generator = names
+        .by_generator()
+        .then(|| Generator::start(&lab, &generator_options))
         .transpose()?;
     let _server = lab.pod("shop/web")?.serve(["--tcp", "8080,9090"])?;
     let mut agents = Vec::new();
@@ -136,17 +164,25 @@ fn each_edge_once_from_each_side(hooks: Hooks, names: Names) -> Result<()> {
         let options = match names {
             Names::File => options,
             Names::Api | Names::ApiAndGenerator => options.kube(&api.kubeconfig),
+            Names::Scope | Names::ScopeAndGenerator => options.topology(&scope),
         };
         agents.push(Agent::start(&lab, &options.hooks(hooks))?);
     }
     // Agents wait up to five seconds before they ask the API: what they see until then waits for its names.
     let mut wanted = Vec::new();
+    let mut cases = Vec::new();
     for case in &CASES {
+        let target = (case.target)(&lab)?;
+        if names.knows(&target) {
+            cases.push((case, target));
+        }
+    }
+    for (case, target) in &cases {
         let place = match case.client.strip_prefix("node ") {
             Some(node) => lab.node(node),
             None => lab.pod(case.client)?,
         };
-        place.call_all(["--count", &case.count.to_string(), &(case.target)(&lab)?])?;
+        place.call_all(["--count", &case.count.to_string(), target])?;
         wanted.push((Edge::new(Egress, case.client, case.called), case.count));
         wanted.push((Edge::new(Ingress, case.caller, case.server), case.count));
     }
@@ -178,9 +214,9 @@ fn each_edge_once_from_each_side(hooks: Hooks, names: Names) -> Result<()> {
         })
         .collect();
     joined.sort();
-    let mut once: Vec<_> = CASES
+    let mut once: Vec<_> = cases
         .iter()
-        .map(|case| {
+        .map(|(case, _)| {
             let counts = (case.count, case.count);
             (case.client.to_owned(), case.server.to_owned(), counts)
         })
@@ -190,9 +226,10 @@ fn each_edge_once_from_each_side(hooks: Hooks, names: Names) -> Result<()> {
     Ok(())
 }
 
-/// An API server that has the lab's objects.
+/// An API server that has the lab's objects, and an app of Scope that has their report.
 struct Api {
     kubeconfig: PathBuf,
+    scope: ScopeApp,
     _server: ApiServer,
     _runtime: Runtime,
 }
@@ -204,8 +241,11 @@ impl Api {
         server.put_all(&serde_yaml::from_str(&fs::read_to_string(lab.topology())?)?)?;
         let kubeconfig = lab.folder().join("kubeconfig");
         server.write_kubeconfig(&kubeconfig, None)?;
+        let scope = runtime.block_on(ScopeApp::start())?;
+        scope.report_value(&scope_app::report_of(lab)?)?;
         Ok(Self {
             kubeconfig,
+            scope,
             _server: server,
             _runtime: runtime,
         })

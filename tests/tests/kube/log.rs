@@ -20,7 +20,9 @@ impl Log {
     pub(crate) fn collect() -> Self {
         let text = Text::default();
         let subscriber = tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::new("info,kube_client=off"))
+            .with_env_filter(EnvFilter::new(
+                "info,kube_client=off,flow::source::scope=debug",
+            ))
             .with_ansi(false)
             .with_writer(text.clone())
             .finish();

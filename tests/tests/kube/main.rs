@@ -1,4 +1,4 @@
-//! The topology from the Kubernetes API: against an API server that misbehaves, against recorded answers of a real one,
+//! The topology from Weave Scope's app, and from the Kubernetes API: against an API server that misbehaves, against recorded answers of a real one,
 //! and, where `KUBEBUILDER_ASSETS` names a folder with `kube-apiserver` and `etcd`, against those.
 
 mod broken;
@@ -10,6 +10,7 @@ mod recorded;
 mod refused;
 mod scope;
 mod suite;
+mod weave;
 mod world;
 
 use std::{future::Future, process::ExitCode};
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         scope::tests(),
         local::tests(),
         suite::tests(),
+        weave::tests(),
     ]
     .into_iter()
     .flatten()

@@ -5,6 +5,7 @@
     reason = "a panic is a test's answer, and clippy makes its exception for test functions only"
 )]
 
+mod beside_scope;
 mod chart;
 mod command_lines;
 mod kustomization;

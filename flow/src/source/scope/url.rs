@@ -56,6 +56,11 @@ impl FromStr for ReportUrl {
             // Whoever lists processes would read it.
             return Err("a URL with a password is not taken".to_owned());
         }
+        let host = uri.host().map_or(0, str::len);
+        if uri.port_u16().is_none() && uri.authority().is_some_and(|own| own.as_str().len() > host)
+        {
+            return Err(format!("{text}: the port is no number"));
+        }
         if matches!(uri.path(), "" | "/") {
             return Err(format!(
                 "{text}: the path is missing; the app answers at {}/api/report",
@@ -104,7 +109,7 @@ mod tests {
             ("http:///api/report", "invalid"),
             ("http://app:4040", "http://app:4040/api/report"),
             ("http://app:4040/", "http://app:4040/api/report"),
-            ("http://app:port/api/report", "invalid"),
+            ("http://app:port/api/report", "the port is no number"),
         ] {
             let error = text.parse::<ReportUrl>().unwrap_err();
             assert!(error.contains(reason), "{error}");
