@@ -269,7 +269,7 @@ pub struct Topology {
 
     /// Certificate authorities that the certificate of Scope's app must come from [default: the system's].
     #[arg(long, env = "MICROSHIELD_SCOPE_CA", value_name = "FILE")]
-    pub scope_ca: Option<PathBuf>,
+    scope_ca: Option<PathBuf>,
 
     /// Set in every pod.
     #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true)]
@@ -280,7 +280,8 @@ impl Topology {
     /// The source that was asked for, or else the default.
     #[must_use]
     pub fn source(&self) -> Source {
-        self.source.clone().unwrap_or(Source::Kube)
+        let source = self.source.clone().unwrap_or(Source::Kube);
+        source.scope_ca(self.scope_ca.as_deref())
     }
 }
 

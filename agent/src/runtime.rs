@@ -257,7 +257,6 @@ async fn topology(
         access: Access {
             kubeconfig: args.kubeconfig.clone(),
             context: args.context.clone(),
-            scope_ca: args.scope_ca.clone(),
         },
         scope: match resolve {
             Resolve::Both => Scope::BothEnds,

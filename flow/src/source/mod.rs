@@ -10,7 +10,7 @@ mod view;
 
 use std::{
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
     time::{Duration, SystemTime},
 };
@@ -41,6 +41,17 @@ pub enum Source {
     File(PathBuf),
     /// Weave Scope's report, as [`crate::topology::scope`] reads it, asked for again and again.
     Scope(ReportAt),
+}
+
+impl Source {
+    /// If it is an app of Scope, its certificate must come from the authorities in this file, instead of the system's.
+    #[must_use]
+    pub fn scope_ca(mut self, ca: Option<&Path>) -> Self {
+        if let Self::Scope(ReportAt::App(url)) = &mut self {
+            url.set_ca(ca.map(Path::to_owned));
+        }
+        self
+    }
 }
 
 impl FromStr for Source {

@@ -81,7 +81,6 @@ impl Cluster {
         let client = source::client(&Access {
             kubeconfig: self.kubeconfig.clone(),
             context: self.context.clone(),
-            ..Access::default()
         })
         .await?;
         let pods: Api<Pod> = Api::namespaced(client.clone(), &self.generator_namespace);

@@ -199,7 +199,6 @@ impl Args {
         Access {
             kubeconfig: self.kubeconfig.clone(),
             context: self.context.clone(),
-            scope_ca: self.scope_ca.clone(),
         }
     }
 
@@ -209,7 +208,11 @@ impl Args {
         let default = self.in_cluster.as_ref().filter(|_| !checks_tokens);
         let default = default.map(|_| Source::Kube);
         Some(TopologyConfig {
-            source: self.topology.clone().or(default)?,
+            source: self
+                .topology
+                .clone()
+                .or(default)?
+                .scope_ca(self.scope_ca.as_deref()),
             options: Options {
                 access: self.access(),
                 scope: Scope::Everything,

@@ -206,7 +206,6 @@ fn listen(kubeconfig: &Path, pods: usize) -> Result<()> {
             access: Access {
                 kubeconfig: Some(kubeconfig.to_owned()),
                 context: None,
-                scope_ca: None,
             },
             scope: Scope::Everything,
             jitter: Duration::ZERO,

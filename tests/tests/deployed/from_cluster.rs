@@ -76,9 +76,10 @@ struct Cluster {
     generator: Generator,
 }
 
-struct Generator {
+/// A running `microshield serve`; killed when dropped.
+pub(crate) struct Generator {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Drop for Generator {
@@ -93,12 +94,13 @@ impl Cluster {
     async fn start(options: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let api = ApiServer::start().await?;
-        api.write_kubeconfig(&folder.path().join("kubeconfig"), None)?;
+        let kubeconfig = folder.path().join("kubeconfig");
+        api.write_kubeconfig(&kubeconfig, None)?;
         // Agents are none of this test's business: they report before anything is encrypted.
-        let generator = Generator::start(folder.path(), &[])?;
+        let generator = Generator::start(folder.path(), &kubeconfig, &[])?;
         feed(&api, folder.path(), generator.address).await?;
         drop(generator);
-        let generator = Generator::start(folder.path(), options)?;
+        let generator = Generator::start(folder.path(), &kubeconfig, options)?;
         // As the deployment has it, and with the options.
         let objects = kustomize::render(&deployment::folder().join("base"))?;
         let deployment = objects.iter().find(|object| object["kind"] == "Deployment");
@@ -180,13 +182,14 @@ fn record(client: &str, server: &str, port: u16) -> Result<FlowRecord> {
 }
 
 impl Generator {
-    fn start(folder: &Path, options: &[&str]) -> Result<Self> {
+    /// With the accounts of the deployment.
+    pub(crate) fn start(folder: &Path, kubeconfig: &Path, options: &[&str]) -> Result<Self> {
         let mut child = Command::new(binary("microshield")?)
             .env_clear()
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(folder.join("ledger"))
             .arg("--kubeconfig")
-            .arg(folder.join("kubeconfig"))
+            .arg(kubeconfig)
             .args([
                 "--token-audience=microshield",
                 "--agent-account=microshield/microshield-agent",

@@ -1,21 +1,17 @@
 //! The manifests at a real kube-apiserver: it takes them, and the rights of the service accounts are those that the programs
 //! use, and no others.
 
-use std::{
-    collections::BTreeSet,
-    io::{BufRead as _, BufReader},
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flow::source::{self, Access, Options, Pace, Scope, Source, Topology};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
 use kube::{Api, Client, api::PostParams};
 use lab::{
-    RealApi, binary,
+    RealApi,
     deployment::{self, FEATURES, kustomize, name},
 };
 use libtest_mimic::Trial;
@@ -25,7 +21,7 @@ use tokio_tungstenite::{
     tungstenite::{Error, client::IntoClientRequest as _},
 };
 
-use crate::test;
+use crate::{from_cluster::Generator, test};
 
 const NAMESPACE: &str = "microshield";
 
@@ -109,6 +105,7 @@ async fn manifests() -> Result<()> {
             let name = name(&object)?;
             let namespace = object["metadata"]["namespace"].as_str();
             let namespace = namespace.unwrap_or_default();
+            let output = "jsonpath={.metadata.name} {.metadata.deletionTimestamp}";
             let words = [
                 "-n",
                 namespace,
@@ -116,12 +113,12 @@ async fn manifests() -> Result<()> {
                 &name,
                 "--ignore-not-found",
                 "-o",
-                "name",
+                output,
             ];
             let left = api.kubectl(&words, None)?;
-            // Namespaces are emptied by a controller, and nobody is there to do it.
+            // What waits for a controller goes: nobody is there who would do it.
             ensure!(
-                left.is_empty() || object["kind"] == "Namespace",
+                left.is_empty() || !left.ends_with(' '),
                 "{overlay}: {left} is left"
             );
         }
@@ -131,8 +128,14 @@ async fn manifests() -> Result<()> {
     Ok(())
 }
 
-/// Does what the namespaces' controller would.
+/// Does what the controllers of claims and of namespaces would.
 fn finalize(api: &RealApi) -> Result<()> {
+    let claim = "pvc/microshield-generator";
+    let none = "{\"metadata\":{\"finalizers\":null}}";
+    api.kubectl(
+        &["-n", NAMESPACE, "patch", claim, "--type=merge", "-p", none],
+        None,
+    )?;
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE},
         "spec": {"finalizers": []}});
     let path = format!("/api/v1/namespaces/{NAMESPACE}/finalize");
@@ -175,48 +178,56 @@ async fn may(
     name: &str,
 ) -> Result<BTreeSet<Right>> {
     let reviews: Api<SubjectAccessReview> = Api::all(client.clone());
-    let mut allowed = BTreeSet::new();
+    let mut questions = Vec::new();
     for namespace in ["", NAMESPACE, "default"] {
         for (group, resource) in resources {
-            let (kind, subresource) = resource.split_once('/').unwrap_or((resource, ""));
             for verb in VERBS {
-                let attributes = ResourceAttributes {
-                    namespace: Some(namespace.to_owned()),
-                    verb: Some(verb.to_owned()),
-                    group: Some(group.clone()),
-                    resource: Some(kind.to_owned()),
-                    subresource: Some(subresource.to_owned()),
-                    name: Some(name.to_owned()),
-                    ..ResourceAttributes::default()
-                };
-                let review = SubjectAccessReview {
-                    spec: SubjectAccessReviewSpec {
-                        user: Some(user.to_owned()),
-                        groups: Some(vec![
-                            "system:serviceaccounts".to_owned(),
-                            format!("system:serviceaccounts:{NAMESPACE}"),
-                            "system:authenticated".to_owned(),
-                        ]),
-                        resource_attributes: Some(attributes),
-                        ..SubjectAccessReviewSpec::default()
-                    },
-                    ..SubjectAccessReview::default()
-                };
-                let answer = reviews.create(&PostParams::default(), &review).await?;
-                if answer.status.is_some_and(|status| status.allowed) {
-                    let right = (
-                        namespace.to_owned(),
-                        verb,
-                        group.clone(),
-                        resource.clone(),
-                        name.to_owned(),
-                    );
-                    allowed.insert(right);
-                }
+                questions.push((
+                    namespace.to_owned(),
+                    verb,
+                    group.clone(),
+                    resource.clone(),
+                    name.to_owned(),
+                ));
             }
         }
     }
-    Ok(allowed)
+    let asked = stream::iter(questions).map(async |right: Right| {
+        let answer = reviews
+            .create(&PostParams::default(), &review(user, &right))
+            .await?;
+        let allowed = answer.status.is_some_and(|status| status.allowed);
+        Ok::<_, kube::Error>(allowed.then_some(right))
+    });
+    let answers: Vec<Option<Right>> = asked.buffer_unordered(8).try_collect().await?;
+    Ok(answers.into_iter().flatten().collect())
+}
+
+/// The question whether a user has a right.
+fn review(user: &str, (namespace, verb, group, resource, name): &Right) -> SubjectAccessReview {
+    let (kind, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+    let groups = [
+        "system:serviceaccounts",
+        &format!("system:serviceaccounts:{NAMESPACE}"),
+        "system:authenticated",
+    ];
+    SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(user.to_owned()),
+            groups: Some(groups.map(str::to_owned).into()),
+            resource_attributes: Some(ResourceAttributes {
+                namespace: Some(namespace.clone()),
+                verb: Some((*verb).to_owned()),
+                group: Some(group.clone()),
+                resource: Some(kind.to_owned()),
+                subresource: Some(subresource.to_owned()),
+                name: Some(name.clone()),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    }
 }
 
 /// Rights in some namespaces.
@@ -396,61 +407,33 @@ async fn programs() -> Result<()> {
     let unbound = token("microshield-agent", &[audience])?;
     let for_the_api = token("microshield-agent", &bound)?;
 
-    let mut child = Command::new(binary("microshield")?)
-        .env_clear()
-        .args(["serve", "--listen", "127.0.0.1:0", "--kubeconfig"])
-        .arg(generator.kubeconfig.context("no kubeconfig")?)
-        .args([
-            "--token-audience=microshield",
-            "--agent-account=microshield/microshield-agent",
-            "--reader-account=microshield/microshield-reader",
-        ])
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let stderr = child.stderr.take().context("no standard error")?;
-    let line = BufReader::new(stderr)
-        .lines()
-        .map_while(Result::ok)
-        .find(|line| line.contains("listening address="));
-    let result = match line.as_deref().and_then(|line| line.split_once("address=")) {
-        Some((_, address)) => {
-            let cases = [
-                (&agent, 101, 401),
-                (&reader, 401, 200),
-                (&unbound, 401, 401),
-                (&for_the_api, 401, 401),
-            ];
-            at(address.trim(), &cases).await
-        }
-        None => bail!("the generator does not listen"),
-    };
-    child.kill()?;
-    child.wait()?;
-    result
-}
-
-/// Asserts what each token is answered, as an agent's and as a reader's.
-async fn at(address: &str, cases: &[(&String, u16, u16)]) -> Result<()> {
-    for (number, (token, as_agent, as_reader)) in cases.iter().enumerate() {
-        for (url, wanted) in [
-            (format!("ws://{address}/agents"), as_agent),
-            (format!("ws://{address}/v1/status"), as_reader),
-        ] {
-            let mut request = url.clone().into_client_request()?;
-            let headers = request.headers_mut();
-            headers.insert("authorization", format!("Bearer {token}").parse()?);
-            headers.insert("sec-websocket-protocol", flow::wire::SUBPROTOCOL.parse()?);
-            let status = match connect_async(request).await {
-                Ok((_, response)) => response.status(),
-                Err(Error::Http(response)) => response.status(),
-                Err(error) => return Err(error).context(url),
-            };
-            ensure!(
-                status.as_u16() == *wanted,
-                "token {number} at {url}: {status}"
-            );
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = generator.kubeconfig.context("no kubeconfig")?;
+    let generator = Generator::start(folder.path(), &kubeconfig, &[])?;
+    for (name, token, as_agent, as_reader) in [
+        ("agent", &agent, 101, 401),
+        ("reader", &reader, 401, 200),
+        ("unbound", &unbound, 401, 401),
+        ("for the API", &for_the_api, 401, 401),
+    ] {
+        for (path, wanted) in [("agents", as_agent), ("v1/status", as_reader)] {
+            let status = answered(generator.address, path, token).await;
+            let status = status.with_context(|| format!("{name}: {path}"))?;
+            ensure!(status == wanted, "{name}: {path}: {status}");
         }
     }
     Ok(())
+}
+
+/// The status that a token is answered with.
+async fn answered(address: SocketAddr, path: &str, token: &str) -> Result<u16> {
+    let mut request = format!("ws://{address}/{path}").into_client_request()?;
+    let headers = request.headers_mut();
+    headers.insert("authorization", format!("Bearer {token}").parse()?);
+    headers.insert("sec-websocket-protocol", flow::wire::SUBPROTOCOL.parse()?);
+    match connect_async(request).await {
+        Ok((_, response)) => Ok(response.status().as_u16()),
+        Err(Error::Http(response)) => Ok(response.status().as_u16()),
+        Err(error) => Err(error.into()),
+    }
 }

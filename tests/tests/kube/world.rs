@@ -78,7 +78,6 @@ impl World {
             access: Access {
                 kubeconfig: Some(kubeconfig),
                 context: None,
-                scope_ca: None,
             },
             scope,
             jitter: Duration::ZERO,

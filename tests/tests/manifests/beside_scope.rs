@@ -46,18 +46,27 @@ fn agents_read_the_probes_log_and_serve_it_as_a_plugin() {
         .unwrap();
     assert_eq!(
         on_the_node(template, Path::new(log)),
-        ("/var/log/pods/weave_weave-scope-agent-*/*/*.log".to_owned(), true)
+        (
+            "/var/log/pods/weave_weave-scope-agent-*/*/*.log".to_owned(),
+            true
+        )
     );
     let args = Args::try_parse_from(args).unwrap();
     let socket = args.to_scope.scope_plugin.unwrap();
     assert_eq!(socket.id(), "microshield");
     assert_eq!(
         on_the_node(template, socket.path()),
-        ("/var/run/scope/plugins/microshield/microshield.sock".to_owned(), false)
+        (
+            "/var/run/scope/plugins/microshield/microshield.sock".to_owned(),
+            false
+        )
     );
     // A node on which the probe has never been has no such folder.
     let plugins = volume_of(template, socket.path());
-    assert_eq!(host_path(spec(template), plugins).1, Some("DirectoryOrCreate"));
+    assert_eq!(
+        host_path(spec(template), plugins).1,
+        Some("DirectoryOrCreate")
+    );
 }
 
 /// The patch gives the probe the folder in which the agent's socket is. It is no whole object, so what is missing is added.

@@ -10,9 +10,9 @@ use kube::{
 /// How long it may take to get a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How to reach and convince the API server, or Scope's app.
+/// How to reach and convince the API server.
 ///
-/// Without kubeconfig and context: what `$KUBECONFIG` or `~/.kube/config` says, else what every pod is given. Token files are read again
+/// Without either: what `$KUBECONFIG` or `~/.kube/config` says, else what every pod is given. Token files are read again
 /// every minute, so tokens may expire.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
@@ -20,8 +20,6 @@ pub struct Access {
     pub kubeconfig: Option<PathBuf>,
     /// This context of the kubeconfig, not its current one.
     pub context: Option<String>,
-    /// The authorities that the certificate of Scope's app must come from, instead of the system's.
-    pub scope_ca: Option<PathBuf>,
 }
 
 /// Why it is not known how to reach the API server.

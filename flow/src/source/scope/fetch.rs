@@ -1,6 +1,6 @@
 //! One question to Scope's app, and its answer.
 
-use std::{io::Read, path::PathBuf, sync::Arc, time::Duration};
+use std::{io::Read, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flate2::read::GzDecoder;
@@ -52,7 +52,6 @@ const WANTED: HeaderValue = HeaderValue::from_static("application/msgpack, appli
 /// Who asks.
 pub(super) struct Client {
     url: ReportUrl,
-    ca: Option<PathBuf>,
     tls: Option<Arc<ClientConfig>>,
     pace: Pace,
     /// What the app called its last answer, if it calls them anything.
@@ -69,10 +68,9 @@ pub(super) enum Answer {
 
 impl Client {
     /// Reads the certificate authorities if the URL needs any.
-    pub(super) fn new(url: ReportUrl, ca: Option<PathBuf>, pace: Pace) -> Result<Self, TlsError> {
+    pub(super) fn new(url: ReportUrl, pace: Pace) -> Result<Self, TlsError> {
         let mut client = Self {
             url,
-            ca,
             tls: None,
             pace,
             tag: None,
@@ -85,7 +83,7 @@ impl Client {
     pub(super) fn renew(&mut self) -> Result<(), TlsError> {
         if self.url.is_encrypted() {
             let files = ClientFiles {
-                ca: self.ca.clone(),
+                ca: self.url.ca().map(Path::to_owned),
                 identity: None,
             };
             self.tls = Some(Arc::new(files.config()?));
@@ -235,4 +233,91 @@ async fn pump(
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use tempfile::TempDir;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::transport::{ServerFiles, ServerTls};
+
+    /// Certificate and key for this machine, in a folder.
+    fn certificate() -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        fs::write(folder.path().join("cert"), cert.pem()).unwrap();
+        fs::write(folder.path().join("key"), signing_key.serialize_pem()).unwrap();
+        folder
+    }
+
+    /// Answers every question over TLS with a small report; returns its port.
+    async fn app(folder: &Path) -> u16 {
+        let tls = ServerTls::new(ServerFiles {
+            cert: folder.join("cert"),
+            key: folder.join("key"),
+            client_ca: None,
+        })
+        .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let acceptor = TlsAcceptor::from(tls.config());
+                // Who does not like the certificate does not say more.
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let body = r#"{"Pod": {"nodes": {"1;<pod>": {"latest": {
+                    "kubernetes_name": {"value": "web"}, "kubernetes_namespace": {"value": "shop"}}}}}}"#;
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.shutdown().await.ok();
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn the_apps_certificate_is_checked() {
+        let (own, other) = (certificate(), certificate());
+        let port = app(own.path()).await;
+        let url: ReportUrl = format!("https://localhost:{port}/api/report")
+            .parse()
+            .unwrap();
+        let client = |folder: &TempDir| {
+            Client::new(
+                url.clone(),
+                Some(folder.path().join("cert")),
+                Pace::default(),
+            )
+        };
+        match client(&cert(&own)).unwrap().ask().await.unwrap() {
+            Answer::Report(report) => assert_eq!(report.objects.pods.len(), 1),
+            Answer::Unchanged => panic!("there was nothing before it"),
+        }
+        match client(&cert(&other)).unwrap().ask().await {
+            Err(Trouble::Unreachable(why)) => assert!(why.contains("certificate"), "{why}"),
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("a certificate of somebody else's is taken"),
+        }
+        assert!(client(Path::new("/nowhere")).is_err());
+    }
 }

@@ -67,7 +67,7 @@ pub(super) fn start(
     shared: &Shared,
     tasks: &mut JoinSet<()>,
 ) -> Result<(), TlsError> {
-    let client = Client::new(url.clone(), options.access.scope_ca.clone(), options.pace)?;
+    let client = Client::new(url.clone(), options.pace)?;
     tracing::info!(%url, "reading the cluster's objects from Weave Scope");
     say(shared, Knowledge::Awaited);
     let follower = Follower::new(client, options, shared.clone());

@@ -1,24 +1,31 @@
 //! Where Scope's app answers.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use http::Uri;
 
 /// `http://APP:4040/api/report`, or with `https`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReportUrl(Uri);
+pub struct ReportUrl {
+    uri: Uri,
+    ca: Option<PathBuf>,
+}
 
 impl ReportUrl {
     /// The host: a name or an address, an IPv6 address without brackets.
     pub(super) fn host(&self) -> &str {
-        let host = self.0.host().unwrap_or_default();
+        let host = self.uri.host().unwrap_or_default();
         host.trim_start_matches('[').trim_end_matches(']')
     }
 
     /// The port, or that of the scheme.
     pub(super) fn port(&self) -> u16 {
         let default = if self.is_encrypted() { 443 } else { 80 };
-        self.0.port_u16().unwrap_or(default)
+        self.uri.port_u16().unwrap_or(default)
     }
 
     /// Host and port as they stand in the URL.
@@ -30,11 +37,20 @@ impl ReportUrl {
 
     /// What comes after that.
     pub(super) fn path_and_query(&self) -> &str {
-        self.0.path_and_query().map_or("/", |path| path.as_str())
+        self.uri.path_and_query().map_or("/", |path| path.as_str())
+    }
+
+    /// The authorities that the app's certificate must come from, if not the system's.
+    pub(super) fn ca(&self) -> Option<&Path> {
+        self.ca.as_deref()
+    }
+
+    pub(in super::super) fn set_ca(&mut self, ca: Option<PathBuf>) {
+        self.ca = ca;
     }
 
     pub(super) fn is_encrypted(&self) -> bool {
-        self.0.scheme_str() == Some("https")
+        self.uri.scheme_str() == Some("https")
     }
 }
 
@@ -67,13 +83,13 @@ impl FromStr for ReportUrl {
                 text.trim_end_matches('/')
             ));
         }
-        Ok(Self(uri))
+        Ok(Self { uri, ca: None })
     }
 }
 
 impl fmt::Display for ReportUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.uri.fmt(f)
     }
 }
 
