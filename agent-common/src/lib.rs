@@ -4,6 +4,7 @@
 //! named. Logic that can be tested on the host lives here and not in the BPF binary.
 #![no_std]
 
+pub mod address;
 pub mod loss;
 pub mod offset;
 pub mod tcp;
@@ -19,13 +20,8 @@ pub mod name {
     pub const UDP_INGRESS: &str = "udp_ingress";
     /// See [`UDP_INGRESS`].
     pub const UDP_EGRESS: &str = "udp_egress";
-    /// The programs that see the addresses that processes send datagrams to.
-    pub const UDP_ADDRESS: [&str; 4] = [
-        "udp_connect4",
-        "udp_connect6",
-        "udp_sendmsg4",
-        "udp_sendmsg6",
-    ];
+    /// The programs that see the addresses that processes send datagrams to from sockets that are not connected.
+    pub const UDP_ADDRESS: [&str; 2] = ["udp_sendmsg4", "udp_sendmsg6"];
     /// The programs that see who binds a UDP socket.
     pub const UDP_BIND: [&str; 2] = ["udp_bind4", "udp_bind6"];
     /// The two generations of the map of flows.

@@ -1,26 +1,42 @@
 //! What lies in the maps.
 
-/// An IPv6 address in network byte order; an IPv4 address is `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), whether an IPv4 or a
-/// dual-stack socket spoke it.
-pub type Address = [u8; 16];
+use crate::address::Address;
 
-/// The first twelve bytes of an IPv4-mapped address.
-pub const V4_MAPPED_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+/// A thread's name with its final zero byte, and more of them up to the full length (`TASK_COMM_LEN`); empty if not known.
+///
+/// Words and no bytes, as [`Address`] is.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Comm([u64; 2]);
 
-/// The IPv4-mapped form of an IPv4 address given in network byte order.
-#[inline(always)]
-#[must_use]
-pub const fn v4_mapped(address: [u8; 4]) -> Address {
-    let p = V4_MAPPED_PREFIX;
-    let a = address;
-    [
-        p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], a[0], a[1], a[2],
-        a[3],
-    ]
+impl Comm {
+    /// Not known.
+    pub const UNKNOWN: Self = Self([0; 2]);
+
+    /// Of as many of these bytes as there is room for.
+    #[must_use]
+    pub fn new(name: &[u8]) -> Self {
+        let mut bytes = [0; size_of::<Self>()];
+        let length = name.len().min(bytes.len() - 1);
+        bytes[..length].copy_from_slice(&name[..length]);
+        let (first, second) = bytes.split_at(size_of::<u64>());
+        Self([first, second].map(|half| {
+            let mut word = [0; size_of::<u64>()];
+            word.copy_from_slice(half);
+            u64::from_ne_bytes(word)
+        }))
+    }
+
+    /// The name's bytes and the zeros behind them.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; size_of::<Self>()] {
+        let [first, second] = self.0.map(u64::to_ne_bytes);
+        core::array::from_fn(|index| match index {
+            0..8 => first[index],
+            _ => second[index - 8],
+        })
+    }
 }
-
-/// Length of a thread's name with its final zero byte (`TASK_COMM_LEN`).
-pub const COMM_LEN: usize = 16;
 
 /// What happened to a connection, and so at which end it was observed.
 pub mod kind {
@@ -67,8 +83,8 @@ pub struct FlowValue {
     pub pid: u32,
     /// Zero.
     pub padding: u32,
-    /// The owner's name, padded with zero bytes; empty if not known.
-    pub comm: [u8; COMM_LEN],
+    /// The owner's name, see [`Comm`].
+    pub comm: Comm,
 }
 
 /// A flow that found no room in the map, sent through the ring buffer instead.
@@ -92,7 +108,7 @@ pub struct Open {
     /// Zero.
     pub padding: u32,
     /// The owner's name, likewise.
-    pub comm: [u8; COMM_LEN],
+    pub comm: Comm,
     /// Id of the cgroup, as in [`FlowKey`].
     pub cgroup: u64,
     /// The server's port, in host byte order.
@@ -102,7 +118,9 @@ pub struct Open {
     /// One of [`kind`].
     pub kind: u8,
     /// Zero.
-    pub padding2: [u8; 3],
+    pub padding2: u8,
+    /// Zero.
+    pub padding3: u16,
 }
 
 /// Something that happened to a single connection.
@@ -128,7 +146,7 @@ pub struct ConnectionEvent {
     /// Zero.
     pub padding: u8,
     /// The owner's name, as in [`FlowValue`].
-    pub comm: [u8; COMM_LEN],
+    pub comm: Comm,
 }
 
 /// Who called `connect` or `listen`.
@@ -143,8 +161,8 @@ pub struct Owner {
     pub pid: u32,
     /// Zero.
     pub padding: u32,
-    /// The thread's name, padded with zero bytes.
-    pub comm: [u8; COMM_LEN],
+    /// The thread's name.
+    pub comm: Comm,
 }
 
 /// Where a listener listens.
@@ -173,9 +191,9 @@ pub struct PeerKey {
     pub port: u16,
     /// 0 for a peer that datagrams came from or went to; 1 for one that the process has named, which may be known under
     /// another address behind a translation.
-    pub named: u8,
+    pub named: u16,
     /// Zero.
-    pub padding: [u8; 5],
+    pub padding: u32,
 }
 
 /// One connection as one of its ends sees it: the key of what is counted already while what was open before is looked for.
@@ -233,9 +251,9 @@ const _: () = assert!(size_of::<FlowValue>() == 48 && align_of::<FlowValue>() ==
 const _: () = assert!(size_of::<FlowEvent>() == 96 && align_of::<FlowEvent>() == 8);
 const _: () = assert!(size_of::<Owner>() == 40 && align_of::<Owner>() == 8);
 const _: () = assert!(size_of::<OlderSocket>() == 16 && align_of::<OlderSocket>() == 8);
-const _: () = assert!(size_of::<Connection>() == 40 && align_of::<Connection>() == 4);
+const _: () = assert!(size_of::<Connection>() == 40 && align_of::<Connection>() == 8);
 const _: () = assert!(size_of::<OpenBefore>() == 32 && align_of::<OpenBefore>() == 8);
-const _: () = assert!(size_of::<ListenerKey>() == 24 && align_of::<ListenerKey>() == 4);
+const _: () = assert!(size_of::<ListenerKey>() == 24 && align_of::<ListenerKey>() == 8);
 
 #[cfg(feature = "user")]
 mod pod {
@@ -266,4 +284,20 @@ mod pod {
     unsafe impl aya::Pod for Connection {}
     // SAFETY: as for FlowKey.
     unsafe impl aya::Pod for OpenBefore {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_cut_and_ends_with_zeros() {
+        for (name, wanted) in [
+            (&b""[..], [0; 16]),
+            (b"nginx", *b"nginx\0\0\0\0\0\0\0\0\0\0\0"),
+            (b"exactly-fifteen-and-more", *b"exactly-fifteen\0"),
+        ] {
+            assert_eq!(Comm::new(name).bytes(), wanted);
+        }
+    }
 }

@@ -10,7 +10,7 @@
 use agent_common::{
     loss::Loss,
     tcp::{LISTEN, is_open},
-    types::{COMM_LEN, FlowEvent, OlderSocket, Owner, UDP_SILENCE_NS, kind},
+    types::{FlowEvent, OlderSocket, Owner, UDP_SILENCE_NS, kind},
 };
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, file},
@@ -25,7 +25,7 @@ use crate::{
     },
     owner::now_ns,
     socket::{FoundSocket, Socket as _, follow, offsets, read_typed},
-    tcp::{IPPROTO_TCP, connection, flow_key, listener, listener_key, unwildcard},
+    tcp::{IPPROTO_TCP, connection, flow_key, listener, listener_key},
     udp::IPPROTO_UDP,
 };
 
@@ -216,7 +216,7 @@ fn remember_owner(socket: &FoundSocket, task: u64) {
         return;
     };
     let owner = found_owner(socket, task);
-    let key = listener_key(socket, &ends, unwildcard(ends.local));
+    let key = listener_key(socket, &ends, ends.local.unwildcard());
     // SAFETY: the value is copied at once; what the hooks write meanwhile is of a listener that is younger.
     let present = unsafe { LISTENERS.get(&key) }.map(|present| (present.socket, present.pid));
     let flags = match present {
@@ -249,7 +249,7 @@ fn found_owner(socket: &FoundSocket, task: u64) -> Owner {
         socket: socket.id(),
         pid: follow(task, &TASK_TGID).unwrap_or(0),
         padding: 0,
-        comm: follow(task, &TASK_COMM).unwrap_or([0; COMM_LEN]),
+        comm: follow(task, &TASK_COMM).unwrap_or_default(),
     }
 }
 
@@ -322,7 +322,7 @@ extern "C" fn count_open(sock: u64, task: u64) -> u64 {
     } else {
         (
             follow(task, &TASK_TGID).unwrap_or(0),
-            follow(task, &TASK_COMM).unwrap_or([0; COMM_LEN]),
+            follow(task, &TASK_COMM).unwrap_or_default(),
         )
     };
     set_first(event, now_ns());

@@ -16,10 +16,10 @@ use crate::{
 /// Remembers who calls, and when.
 #[inline(always)]
 pub(crate) fn start(socket: &impl Socket, cgroup: u64) {
-    remember(
-        socket.id(),
-        &opened(&current_owner(0), cgroup, 0, kind::CONNECT_FAILED),
-    );
+    let open = opened(&current_owner(0), cgroup, 0, kind::CONNECT_FAILED);
+    if !remember(socket.id(), &open) {
+        count_loss(Loss::ConnectOwnersFull);
+    }
 }
 
 /// Reports that a connection was made or failed, or else counts it with the others of its flow.
@@ -44,8 +44,8 @@ pub(crate) fn report(socket: &impl Socket, ends: &Ends, key: &FlowKey, owner: &O
     };
     if key.kind == kind::CONNECT_FAILED {
         let _removed = OPEN.remove(id);
-    } else {
-        remember(id, &open);
+    } else if !remember(id, &open) {
+        count_loss(Loss::OpenFull);
     }
     let sent = send(key, &open, now_ns, None);
     if !sent {
@@ -97,15 +97,15 @@ fn opened(owner: &Owner, cgroup: u64, start_ns: u64, kind: u8) -> Open {
         port: 0,
         client_port: 0,
         kind,
-        padding2: [0; 3],
+        padding2: 0,
+        padding3: 0,
     }
 }
 
+/// `false` if there is no room.
 #[inline(always)]
-fn remember(id: u64, open: &Open) {
-    if OPEN.insert(id, open, u64::from(BPF_ANY)).is_err() {
-        count_loss(Loss::OpenFull);
-    }
+fn remember(id: u64, open: &Open) -> bool {
+    OPEN.insert(id, open, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Writes an event into the ring buffer; `bytes` are known at the end of a connection. `false` if there is no room.

@@ -47,7 +47,8 @@ static OVERFLOW: RingBuf<FlowEvent, { 1 << 20 }> = RingBuf::new();
 pub(crate) static CONNECT_OWNERS: HashMap<u64, Owner, 65_536> = HashMap::new();
 
 /// Socket → the connection that it is an end of, where connections are told apart. Only the programs use it; the size bounds
-/// the connections that are open at once. When full, [`Loss::OpenFull`] is counted and the end of a connection not reported.
+/// the connections that are open at once. When full, [`Loss::OpenFull`] is counted and the end of a connection not reported;
+/// of one that is only begun, [`Loss::ConnectOwnersFull`].
 #[btf_map]
 pub(crate) static OPEN: HashMap<u64, Open, FLOW_ENTRIES> = HashMap::new();
 

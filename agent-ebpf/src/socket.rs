@@ -1,6 +1,6 @@
 //! Reading a socket: through the BTF tracepoint's typed pointer, or from the classic tracepoint's record.
 
-use agent_common::types::{Address, v4_mapped};
+use agent_common::address::Address;
 use aya_ebpf::{
     Global,
     helpers::{bpf_probe_read_kernel, bpf_skc_to_tcp_sock},
@@ -112,8 +112,8 @@ impl Socket for TypedSocket {
     fn ends(&self) -> Option<Ends> {
         let (local, remote) = match self.read::<u16>(&SK_FAMILY) {
             AF_INET => (
-                v4_mapped(self.read::<u32>(&SK_LOCAL_V4).to_ne_bytes()),
-                v4_mapped(self.read::<u32>(&SK_REMOTE_V4).to_ne_bytes()),
+                Address::from_v4(self.read(&SK_LOCAL_V4)),
+                Address::from_v4(self.read(&SK_REMOTE_V4)),
             ),
             AF_INET6 => (self.read_v6(&SK_LOCAL_V6), self.read_v6(&SK_REMOTE_V6)),
             _ => return None,
@@ -174,22 +174,13 @@ impl Socket for TypedSocket {
 impl TypedSocket {
     #[inline(always)]
     fn read_v6(&self, offset: &Global<u32>) -> Address {
-        // SAFETY: as in `read`; in two halves, because 8 bytes are the most that one instruction reads.
-        let halves: [u64; 2] = unsafe {
+        // SAFETY: as in `read`; in two words, because 8 bytes are the most that one instruction reads.
+        let words: [u64; 2] = unsafe {
             let base = self.0.add(offset.load() as usize).cast::<u64>();
             [base.read_volatile(), base.add(1).read_volatile()]
         };
-        from_halves(halves)
+        Address::from_words(words)
     }
-}
-
-#[inline(always)]
-fn from_halves(halves: [u64; 2]) -> Address {
-    let (a, b) = (halves[0].to_ne_bytes(), halves[1].to_ne_bytes());
-    [
-        a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], b[0], b[1], b[2], b[3], b[4], b[5], b[6],
-        b[7],
-    ]
 }
 
 /// The record of the classic tracepoint `sock:inet_sock_set_state` (`include/trace/events/sock.h`). Its layout is part of
@@ -243,7 +234,7 @@ impl<'a> RecordedSocket<'a> {
 
     #[inline(always)]
     fn read_v6(&self, offset: usize) -> Address {
-        from_halves([self.read(offset), self.read(offset + 8)])
+        Address::from_words([self.read(offset), self.read(offset + 8)])
     }
 }
 
@@ -364,8 +355,8 @@ impl Socket for FoundSocket {
     fn ends(&self) -> Option<Ends> {
         let (local, remote) = match follow::<u16>(self.0, &SK_FAMILY)? {
             AF_INET => (
-                v4_mapped(follow(self.0, &SK_LOCAL_V4)?),
-                v4_mapped(follow(self.0, &SK_REMOTE_V4)?),
+                Address::from_v4(follow(self.0, &SK_LOCAL_V4)?),
+                Address::from_v4(follow(self.0, &SK_REMOTE_V4)?),
             ),
             AF_INET6 => (
                 follow(self.0, &SK_LOCAL_V6)?,

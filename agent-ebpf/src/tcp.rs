@@ -1,6 +1,7 @@
 //! TCP connections, by the state changes of their sockets.
 
 use agent_common::{
+    address::Address,
     loss::Loss,
     tcp::{Transition, classify, classify_all},
     types::{Connection, FlowKey, ListenerKey, Owner, kind},
@@ -241,7 +242,7 @@ fn remember_listener(socket: &impl Socket) {
     let owner = current_owner(socket.id());
     if LISTENERS
         .insert(
-            listener_key(socket, &ends, unwildcard(ends.local)),
+            listener_key(socket, &ends, ends.local.unwildcard()),
             &owner,
             u64::from(BPF_ANY),
         )
@@ -256,7 +257,7 @@ fn forget_listener(socket: &impl Socket) {
     let Some(ends) = socket.ends() else {
         return;
     };
-    let key = listener_key(socket, &ends, unwildcard(ends.local));
+    let key = listener_key(socket, &ends, ends.local.unwildcard());
     // SAFETY: the value is copied at once; a torn read can only come from a listener that replaced this one, and then
     // the sockets differ or the entry goes a moment early, which costs pid and name of some flows.
     let current = unsafe { LISTENERS.get(key) }.map(|owner| owner.socket);
@@ -276,7 +277,7 @@ pub(crate) fn listener(socket: &impl Socket, ends: &Ends) -> Owner {
     unsafe {
         let exact = LISTENERS.get(listener_key(socket, ends, ends.local));
         if exact.is_none() && socket.netns() != 0 {
-            LISTENERS.get(listener_key(socket, ends, [0; 16]))
+            LISTENERS.get(listener_key(socket, ends, Address::UNSPECIFIED))
         } else {
             exact
         }
@@ -286,22 +287,13 @@ pub(crate) fn listener(socket: &impl Socket, ends: &Ends) -> Owner {
 }
 
 #[inline(always)]
-pub(crate) fn listener_key(socket: &impl Socket, ends: &Ends, address: [u8; 16]) -> ListenerKey {
+pub(crate) fn listener_key(socket: &impl Socket, ends: &Ends, address: Address) -> ListenerKey {
     ListenerKey {
         address,
         netns: socket.netns(),
         port: ends.local_port,
         padding: 0,
     }
-}
-
-/// The IPv4 wildcard is kept under the same key as the IPv6 one, which may serve both.
-#[inline(always)]
-pub(crate) fn unwildcard(address: [u8; 16]) -> [u8; 16] {
-    if address == agent_common::types::v4_mapped([0; 4]) {
-        return [0; 16];
-    }
-    address
 }
 
 #[inline(always)]

@@ -10,14 +10,14 @@
 //!   neither knows whether a datagram goes to one host or to many.
 //!
 //! One thing the packets do not tell: where rules of the socket's own network namespace translate the destination, as a
-//! node's do for its own processes, answers come from an address that nothing was sent to. So an address that a process
-//! names in `connect` or `sendmsg` is remembered too.
+//! node's do for its own processes, answers come from an address that nothing was sent to. A connected socket knows it, and
+//! takes datagrams from nobody else; of one that is not connected, what its process names in `sendmsg` is remembered too.
 
 use agent_common::{
+    address::Address,
     loss::Loss,
-    types::{
-        Address, COMM_LEN, FlowKey, OlderSocket, Owner, PeerKey, V4_MAPPED_PREFIX, kind, v4_mapped,
-    },
+    tcp::ESTABLISHED,
+    types::{FlowKey, OlderSocket, Owner, PeerKey, kind},
 };
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
@@ -62,24 +62,6 @@ pub(crate) fn udp_egress(ctx: SkBuffContext) -> i32 {
 pub(crate) fn udp_ingress(ctx: SkBuffContext) -> i32 {
     if is_datagram(&ctx) {
         received(&ctx);
-    }
-    GO_ON
-}
-
-/// Sits on `connect` to an IPv4 address (`udp_pre_connect`, since 4.17); TCP's come by too.
-#[cgroup_sock_addr(connect4)]
-pub(crate) fn udp_connect4(ctx: SockAddrContext) -> i32 {
-    if is_udp(&ctx) {
-        name_peer4(&ctx);
-    }
-    GO_ON
-}
-
-/// The same for IPv6 (`udpv6_pre_connect`).
-#[cgroup_sock_addr(connect6)]
-pub(crate) fn udp_connect6(ctx: SockAddrContext) -> i32 {
-    if is_udp(&ctx) {
-        name_peer6(&ctx);
     }
     GO_ON
 }
@@ -169,7 +151,11 @@ impl Datagram {
                 // SAFETY: within the shortest packet. Addresses are copied as they are, in network byte order.
                 let (source, destination) = unsafe { (at(data, 12), at(data, 16)) };
                 let ports = data + usize::from(first & 0xf) * 4;
-                (v4_mapped(source), v4_mapped(destination), ports)
+                (
+                    Address::from_v4(source),
+                    Address::from_v4(destination),
+                    ports,
+                )
             }
             6 if data + 48 <= end => {
                 // SAFETY: within the 48 bytes.
@@ -178,7 +164,7 @@ impl Datagram {
             }
             _ => return None,
         };
-        if ports + 4 > end || is_to_many(&destination) || is_loopback(&destination) {
+        if ports + 4 > end || destination.is_to_many() || destination.is_loopback() {
             return None;
         }
         // SAFETY: four bytes are there, as was just checked.
@@ -212,7 +198,7 @@ fn sent(ctx: &SkBuffContext) {
     let now = now_ns();
     let key = peer_key(cookie(ctx), remote, 0);
     if !is_known(&key, now) && meet(&key, now) {
-        if is_older(ctx, kind::ACCEPTED, now) {
+        if older_kind(ctx, now) == Some(kind::ACCEPTED) {
             count(ctx, local, remote, local.port, kind::ACCEPTED, now);
         } else {
             count(ctx, local, remote, remote.port, kind::CONNECTED, now);
@@ -241,8 +227,12 @@ fn received(ctx: &SkBuffContext) {
     if is_known(&peer_key(socket, remote, 0), now) || is_known(&peer_key(socket, remote, 1), now) {
         return;
     }
+    let older = older_kind(ctx, now);
+    if older.is_none() && is_connected(ctx) {
+        return;
+    }
     if meet(&peer_key(socket, remote, 0), now) {
-        if is_older(ctx, kind::CONNECTED, now) {
+        if older == Some(kind::CONNECTED) {
             count(ctx, local, remote, remote.port, CONNECTED_BEFORE, now);
         } else {
             count(ctx, local, remote, local.port, kind::ACCEPTED, now);
@@ -251,23 +241,16 @@ fn received(ctx: &SkBuffContext) {
 }
 
 #[inline(always)]
-fn is_udp(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the verifier checks the access to the context.
-    let protocol = unsafe { (&raw const (*ctx.sock_addr).protocol).read_volatile() };
-    protocol == u32::from(IPPROTO_UDP)
-}
-
-#[inline(always)]
 fn name_peer4(ctx: &SockAddrContext) {
     // SAFETY: the verifier checks the access to the context. The address is in network byte order.
     let address = unsafe { (&raw const (*ctx.sock_addr).user_ip4).read_volatile() };
-    name_peer(ctx, v4_mapped(address.to_ne_bytes()));
+    name_peer(ctx, Address::from_v4(address));
 }
 
 #[inline(always)]
 fn name_peer6(ctx: &SockAddrContext) {
     // SAFETY: as above. Word by word, because kernels before 5.3 take no wider reads.
-    let words = unsafe {
+    let quarters = unsafe {
         [
             (&raw const (*ctx.sock_addr).user_ip6[0]).read_volatile(),
             (&raw const (*ctx.sock_addr).user_ip6[1]).read_volatile(),
@@ -275,13 +258,13 @@ fn name_peer6(ctx: &SockAddrContext) {
             (&raw const (*ctx.sock_addr).user_ip6[3]).read_volatile(),
         ]
     };
-    name_peer(ctx, from_words(words));
+    name_peer(ctx, Address::from_quarters(quarters));
 }
 
 /// Remembers that a process has named this address, to which its datagrams may never go under that name.
 #[inline(always)]
 fn name_peer(ctx: &SockAddrContext, address: Address) {
-    if is_to_many(&address) {
+    if address.is_to_many() {
         return;
     }
     // SAFETY: the verifier checks the access to the context. The port is in network byte order.
@@ -331,7 +314,7 @@ fn sender(ctx: &SkBuffContext) -> Owner {
     let task = unsafe { bpf_get_current_task() };
     Owner {
         pid: follow(task, &TASK_TGID).unwrap_or(0),
-        comm: follow(task, &TASK_COMM).unwrap_or([0; COMM_LEN]),
+        comm: follow(task, &TASK_COMM).unwrap_or_default(),
         ..NOBODY
     }
 }
@@ -342,27 +325,32 @@ fn binder(ctx: &SkBuffContext) -> Owner {
     stored(ctx, &UDP_BINDERS).unwrap_or(NOBODY)
 }
 
-/// Whether the socket is older than this program and of this kind, and still so young a find that a conversation may be
-/// one that was under way.
+/// The kind of a socket that is older than this program, and still so young a find that a conversation may be one that was
+/// under way.
 #[inline(always)]
-fn is_older(ctx: &SkBuffContext, kind: u8, now: u64) -> bool {
-    stored(ctx, &UDP_OLDER)
-        .is_some_and(|older: OlderSocket| older.kind == u64::from(kind) && now < older.until_ns)
+fn older_kind(ctx: &SkBuffContext, now: u64) -> Option<u8> {
+    let older: OlderSocket = stored(ctx, &UDP_OLDER)?;
+    (now < older.until_ns).then_some(older.kind as u8)
+}
+
+/// Whether the process has connected the socket, so that this datagram comes from where it wanted one from: whoever speaks
+/// first then, it is no client of this end.
+#[inline(always)]
+fn is_connected(ctx: &SkBuffContext) -> bool {
+    let Some(socket) = socket(ctx) else {
+        return false;
+    };
+    // SAFETY: checked, and the verifier checks the access. UDP has two of TCP's states (`__ip4_datagram_connect`).
+    let state = unsafe { (&raw const (*socket).state).read_volatile() };
+    state == ESTABLISHED.cast_unsigned()
 }
 
 /// What is kept with the socket that this datagram belongs to.
 #[inline(always)]
 fn stored<T: Copy>(ctx: &SkBuffContext, map: &'static SkStorage<T>) -> Option<T> {
+    let socket = socket(ctx)?;
     // SAFETY: the verifier sees that the socket is checked before it is used, and that the value is.
     unsafe {
-        let socket = socket(ctx);
-        if socket.is_null() {
-            return None;
-        }
-        let socket = bpf_sk_fullsock(socket);
-        if socket.is_null() {
-            return None;
-        }
         bpf_sk_storage_get(
             core::ptr::from_ref(map).cast_mut().cast(),
             socket.cast(),
@@ -427,13 +415,13 @@ fn meet(key: &PeerKey, now: u64) -> bool {
 }
 
 #[inline(always)]
-fn peer_key(socket: u64, remote: &End, named: u8) -> PeerKey {
+fn peer_key(socket: u64, remote: &End, named: u16) -> PeerKey {
     PeerKey {
         address: remote.address,
         socket,
         port: remote.port,
         named,
-        padding: [0; 5],
+        padding: 0,
     }
 }
 
@@ -444,43 +432,18 @@ fn cookie(ctx: &SkBuffContext) -> u64 {
     unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) }
 }
 
+/// The socket that this datagram belongs to.
 #[inline(always)]
-fn socket(ctx: &SkBuffContext) -> *mut bpf_sock {
-    // SAFETY: the verifier checks the access to the context.
-    unsafe { (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile() }
-}
-
-/// Whether the address is a multicast group's, or everybody's on the link.
-#[inline(always)]
-fn is_to_many(address: &Address) -> bool {
-    if is_v4(address) {
-        address[12] & 0xf0 == 0xe0 || address[12..] == [0xff; 4]
-    } else {
-        address[0] == 0xff
+fn socket(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
+    // SAFETY: the verifier checks the access to the context, and that what comes of it is checked before it is used.
+    unsafe {
+        let socket = (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile();
+        if socket.is_null() {
+            return None;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        (!socket.is_null()).then_some(socket)
     }
-}
-
-#[inline(always)]
-fn is_loopback(address: &Address) -> bool {
-    if is_v4(address) {
-        address[12] == 127
-    } else {
-        *address == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
-    }
-}
-
-#[inline(always)]
-fn is_v4(address: &Address) -> bool {
-    address[..12] == V4_MAPPED_PREFIX
-}
-
-#[inline(always)]
-fn from_words(words: [u32; 4]) -> Address {
-    let [a, b, c, d] = words.map(u32::to_ne_bytes);
-    [
-        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2],
-        d[3],
-    ]
 }
 
 /// Reads at a byte offset into a packet.

@@ -187,7 +187,7 @@ impl<C: Drain> Worker<C> {
         let now = Timestamp::from(SystemTime::now());
         let nothing = Drained {
             window: Window { from: now, to: now },
-            observations: Vec::new(),
+            observations: Box::new(std::iter::empty()),
             losses: Losses::new(),
         };
         let report = self.report(nothing, true);
@@ -235,29 +235,25 @@ impl Naming {
     }
 
     /// Names what can be named for good, and keeps the rest unless this is the `last` time.
-    fn name(&mut self, observations: Vec<Observation>, last: bool) -> Released {
-        self.identity.next_round();
-        let sightings: Vec<Sighting> = observations
-            .into_iter()
-            .map(|observation| Sighting {
-                owner: self.identity.owner(observation.cgroup, observation.pid),
-                observation,
-            })
-            .collect();
-        let (resolver, now) = (&self.resolver, Instant::now());
-        match (self.view.is_ready(), last) {
-            (true, false) => self.hold.release(
-                sightings,
-                resolver,
-                &self.view.index(),
-                now,
-                self.heard(now),
-            ),
-            (true, true) => self
-                .hold
-                .release_all(sightings, resolver, &self.view.index()),
-            (false, false) => self.hold.keep(sightings, now),
-            (false, true) => self.hold.lose_all(&sightings),
+    fn name(&mut self, observations: impl Iterator<Item = Observation>, last: bool) -> Released {
+        let now = Instant::now();
+        let heard = self.heard(now);
+        let Self {
+            identity,
+            resolver,
+            view,
+            hold,
+        } = self;
+        identity.next_round();
+        let sightings = observations.map(|observation| Sighting {
+            owner: identity.owner(observation.cgroup, observation.pid),
+            observation,
+        });
+        match (view.is_ready(), last) {
+            (true, false) => hold.release(sightings, resolver, &view.index(), now, heard),
+            (true, true) => hold.release_all(sightings, resolver, &view.index()),
+            (false, false) => hold.keep(sightings, now),
+            (false, true) => hold.lose_all(sightings),
         }
     }
 }

@@ -62,7 +62,11 @@ impl Hold {
     }
 
     /// Takes in what was seen before the cluster's objects are known.
-    pub fn keep(&mut self, sightings: Vec<Sighting>, now: Instant) -> Released {
+    pub fn keep(
+        &mut self,
+        sightings: impl IntoIterator<Item = Sighting>,
+        now: Instant,
+    ) -> Released {
         let mut released = Released::default();
         for sighting in sightings {
             if self.waiting.len() < MAX_EARLY {
@@ -80,7 +84,7 @@ impl Hold {
     /// and so is who came shortly before.
     pub fn release(
         &mut self,
-        sightings: Vec<Sighting>,
+        sightings: impl IntoIterator<Item = Sighting>,
         resolver: &Resolver,
         index: &Index,
         now: Instant,
@@ -93,7 +97,7 @@ impl Hold {
     /// Names everything that waits and what is new.
     pub fn release_all(
         &mut self,
-        sightings: Vec<Sighting>,
+        sightings: impl IntoIterator<Item = Sighting>,
         resolver: &Resolver,
         index: &Index,
     ) -> Released {
@@ -102,19 +106,18 @@ impl Hold {
     }
 
     /// Gives up what waits, and what is new: the cluster's objects never came to be known.
-    pub fn lose_all(&mut self, sightings: &[Sighting]) -> Released {
+    pub fn lose_all(&mut self, sightings: impl IntoIterator<Item = Sighting>) -> Released {
         let waiting = self.waiting.drain(..).map(|(_, sighting)| sighting);
-        let lost: u64 = waiting.map(|sighting| sighting.observation.count).sum();
-        let new: u64 = sightings.iter().map(|s| s.observation.count).sum();
+        let all = waiting.chain(sightings);
         Released {
-            lost: lost + new,
+            lost: all.map(|sighting| sighting.observation.count).sum(),
             ..Released::default()
         }
     }
 
     fn name(
         &mut self,
-        sightings: Vec<Sighting>,
+        sightings: impl IntoIterator<Item = Sighting>,
         resolver: &Resolver,
         index: &Index,
         (now, heard): (Instant, Instant),

@@ -14,7 +14,7 @@ use crate::{
     container::Container,
     generator::Generator,
     lab::Lab,
-    process::{PATIENCE, Process, binary},
+    process::{Process, binary, patience},
     rights::Rights,
 };
 
@@ -34,6 +34,8 @@ pub struct AgentOptions {
     hidden: Option<&'static str>,
     whole_machine: bool,
     cgroup_root: Option<PathBuf>,
+    /// Else that of this workspace.
+    program: Option<PathBuf>,
 }
 
 /// The form of an agent's kernel hooks.
@@ -80,6 +82,7 @@ impl AgentOptions {
             hidden: None,
             whole_machine: false,
             cgroup_root: None,
+            program: None,
         }
     }
 
@@ -124,6 +127,13 @@ impl AgentOptions {
     #[must_use]
     pub fn cgroup_root(mut self, root: &Path) -> Self {
         self.cgroup_root = Some(root.to_owned());
+        self
+    }
+
+    /// Takes another agent than that of this workspace.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
         self
     }
 
@@ -186,7 +196,10 @@ impl Agent {
             args.extend(["--cgroup-root".to_owned(), root.display().to_string()]);
         }
         let args = args.iter().chain(&options.args);
-        let program = binary("microshield-agent")?;
+        let program = match &options.program {
+            Some(program) => program.clone(),
+            None => binary("microshield-agent")?,
+        };
         let hidden = options.hidden.map(Path::new);
         let process = match Rights::current() {
             None => lab.host().exec_without(hidden, &program, args)?,
@@ -214,7 +227,7 @@ impl Agent {
     /// If it does not end well, or prints what is no flow record.
     pub fn stop(mut self) -> Result<Capture> {
         self.process.signal(Signal::SIGTERM)?;
-        let status = self.process.wait(PATIENCE)?;
+        let status = self.process.wait(patience())?;
         let log = self.process.stderr();
         ensure!(status.success(), "the agent: {status}\n{}", log.join("\n"));
         let end = log

@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster::{Node, Pod};
+use crate::{
+    cluster::{Node, Pod},
+    pace,
+};
 
 /// How a kubelet names the cgroups of pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,9 +120,9 @@ pub(crate) fn of_pod(node: &Node, pod: &Pod) -> PathBuf {
 /// Kills every process in a cgroup and below, and removes them all. One that does not exist is removed already.
 ///
 /// # Errors
-/// If a process does not die within five seconds.
+/// If a process does not die in time.
 pub(crate) fn remove(cgroup: &Path) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + pace::patience(Duration::from_secs(5));
     match kill(cgroup) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         result => result.with_context(|| cgroup.display().to_string())?,

@@ -22,6 +22,7 @@ mod lab;
 mod names;
 mod network;
 mod objects;
+pub mod pace;
 mod place;
 mod process;
 mod ranges;

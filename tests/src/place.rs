@@ -14,13 +14,15 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    network,
+    network, pace,
     process::{Process, binary},
     remains,
 };
 
 /// How long a program that makes connections may take.
-const CALL_PATIENCE: Duration = Duration::from_secs(120);
+fn call_patience() -> Duration {
+    pace::patience(Duration::from_secs(120))
+}
 
 /// A network namespace and a cgroup.
 #[derive(Clone, Debug)]
@@ -104,7 +106,7 @@ impl Place {
     /// If a step fails.
     pub fn play<S: AsRef<OsStr>>(&self, steps: impl IntoIterator<Item = S>) -> Result<()> {
         let mut process = self.spawn("play", steps)?;
-        let status = process.wait(CALL_PATIENCE)?;
+        let status = process.wait(call_patience())?;
         ensure!(
             status.success(),
             "{}: {}",
@@ -164,6 +166,17 @@ impl Place {
         }
     }
 
+    /// Has `ip` carry out commands in the place's network, one a line. What they make goes with the lab.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn ip(&self, commands: &str) -> Result<()> {
+        match &self.namespace {
+            Some(namespace) => network::inside(namespace, || network::ip(None, commands)),
+            None => bail!("{} is the machine itself", self.name),
+        }
+    }
+
     fn spawn<S: AsRef<OsStr>>(
         &self,
         word: &str,
@@ -200,7 +213,7 @@ impl Calls {
     /// # Errors
     /// If it ends otherwise.
     pub fn of(process: &mut Process) -> Result<Self> {
-        let status = process.wait(CALL_PATIENCE)?;
+        let status = process.wait(call_patience())?;
         let report = process.stdout().pop().unwrap_or_default();
         serde_json::from_str(&report).with_context(|| {
             format!(

@@ -16,8 +16,12 @@ use nix::{
     unistd::Pid,
 };
 
-/// How long a program may take to say that it is ready, or to end when asked to: on a machine that is emulated, too.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+use crate::pace;
+
+/// How long a program may take to say that it is ready, or to end when asked to.
+pub(crate) fn patience() -> Duration {
+    pace::patience(Duration::from_secs(10))
+}
 
 /// Finds a program of this workspace: in `MICROSHIELD_BIN_DIR`, or where this program was built.
 ///
@@ -102,9 +106,9 @@ impl Process {
     /// Waits for a line on its standard output.
     ///
     /// # Errors
-    /// If none comes within ten seconds or the program ends before; with what it said on standard error.
+    /// If none comes in time or the program ends before; with what it said on standard error.
     pub fn wait_stdout(&self, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        self.wait_line(&self.stdout, wanted, PATIENCE)
+        self.wait_line(&self.stdout, wanted, patience())
     }
 
     /// Waits for a line on its standard error.
@@ -112,7 +116,7 @@ impl Process {
     /// # Errors
     /// As [`Self::wait_stdout`].
     pub fn wait_stderr(&self, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        self.wait_line(&self.stderr, wanted, PATIENCE)
+        self.wait_line(&self.stderr, wanted, patience())
     }
 
     /// What it has printed on standard output so far.
@@ -160,12 +164,12 @@ impl Process {
     /// Asks it to end, and waits until it has.
     ///
     /// # Errors
-    /// If it does not within ten seconds.
+    /// If it does not in time.
     pub fn stop(&mut self, signal: Signal) -> Result<ExitStatus> {
         if self.child.try_wait()?.is_none() {
             self.signal(signal)?;
         }
-        self.wait(PATIENCE)
+        self.wait(patience())
     }
 
     /// Its resident memory in bytes, from `/proc`.

@@ -14,9 +14,9 @@ use crate::{
 /// What is measured.
 #[derive(Subcommand)]
 pub(crate) enum Bench {
-    /// Connections a second with and without an agent, and what the kernel programs and the agent cost (root).
+    /// Connections a second with and without an agent, tcpdump and bpftrace, and what programs and agent cost (root).
     Capture {
-        /// Passed on, such as `--connections 100000 --rounds 9 --json`.
+        /// Passed on, such as `--connections 100000 --rounds 9 --against OTHER-AGENT --json`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -82,7 +82,7 @@ fn capture(args: &[String]) -> Result<()> {
                 .into()
         ));
     }
-    setup::run(Scope::Everything)?;
+    setup::run(Scope::Bench)?;
     ebpf::build()?;
     proc::build_release()?;
     become_program("bench-capture", args)

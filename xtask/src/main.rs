@@ -39,9 +39,16 @@ enum Word {
     Image(image::Args),
     /// Run every check: formatting, clippy, unit tests, lab tests.
     Test {
-        /// Run the lab's tests of capturing, and nothing else, on other kernels: Debian's 6.12, 6.1 and 5.10, in qemu.
-        #[arg(long)]
-        vm: bool,
+        /// Run the lab's tests of capturing, and nothing else, on other kernels: Debian's, in qemu. `--vm` runs what every
+        /// change has to pass, `--vm=all` more tests on more kernels.
+        #[arg(
+            long,
+            value_name = "SET",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "core"
+        )]
+        vm: Option<vm::Set>,
         /// With --vm: only on this kernel, such as 6.1; may be given more than once.
         #[arg(long, requires = "vm", value_name = "SERIES")]
         kernel: Vec<String>,
@@ -52,10 +59,10 @@ enum Word {
 }
 
 /// The kernel programs are embedded in what runs there.
-fn ebpf_and_vm(kernels: &[String], filter: &[String]) -> anyhow::Result<()> {
+fn ebpf_and_vm(set: vm::Set, kernels: &[String], filter: &[String]) -> anyhow::Result<()> {
     setup::run(Scope::Machines)?;
     ebpf::build()?;
-    vm::run(kernels, filter)
+    vm::run(set, kernels, filter)
 }
 
 fn main() -> ExitCode {
@@ -66,10 +73,10 @@ fn main() -> ExitCode {
         Word::Bench(bench) => bench::run(&bench),
         Word::Image(args) => image::run(&args),
         Word::Test {
-            vm: true,
+            vm: Some(set),
             kernel,
             filter,
-        } => ebpf_and_vm(&kernel, &filter),
+        } => ebpf_and_vm(set, &kernel, &filter),
         Word::Test { filter, .. } => test::run(&filter),
     };
     match result {

@@ -14,6 +14,52 @@ const BPF_LINKER: &str = "0.13.0";
 /// The LLVM versions that this bpf-linker can be built for.
 const BPF_LINKER_LLVM: &[u32] = &[21, 22, 23];
 
+/// Programs that are run: for what, of which Debian package, and why.
+const PROGRAMS: [(Scope, &str, &str, &str); 7] = [
+    (
+        Scope::Everything,
+        "ip",
+        "iproute2",
+        "the lab's pods are network namespaces",
+    ),
+    (
+        Scope::Everything,
+        "nft",
+        "nftables",
+        "the lab's service addresses are nftables rules",
+    ),
+    (
+        Scope::Everything,
+        "runc",
+        "runc",
+        "the lab starts images as a node does",
+    ),
+    (
+        Scope::Machines,
+        "qemu-system-x86_64",
+        "qemu-system-x86",
+        "the lab's tests run on other kernels too",
+    ),
+    (
+        Scope::Machines,
+        "xz",
+        "xz-utils",
+        "those kernels' modules are compressed",
+    ),
+    (
+        Scope::Bench,
+        "tcpdump",
+        "tcpdump",
+        "what capturing costs is compared with it",
+    ),
+    (
+        Scope::Bench,
+        "bpftrace",
+        "bpftrace",
+        "what capturing costs is compared with it",
+    ),
+];
+
 /// What to look for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
@@ -23,6 +69,8 @@ pub(crate) enum Scope {
     Everything,
     /// That, and what boots other kernels.
     Machines,
+    /// What the lab makes its networks with, and what capture is compared with.
+    Bench,
 }
 
 /// Something that is missing.
@@ -119,39 +167,8 @@ fn missing(scope: Scope) -> Result<Vec<Need>> {
     if !linker_fits(llvm) {
         needs.extend(linker_needs(llvm)?);
     }
-    for (from, program, package, why) in [
-        (
-            Scope::Everything,
-            "ip",
-            "iproute2",
-            "the lab's pods are network namespaces",
-        ),
-        (
-            Scope::Everything,
-            "nft",
-            "nftables",
-            "the lab's service addresses are nftables rules",
-        ),
-        (
-            Scope::Everything,
-            "runc",
-            "runc",
-            "the lab starts images as a node does",
-        ),
-        (
-            Scope::Machines,
-            "qemu-system-x86_64",
-            "qemu-system-x86",
-            "the lab's tests run on other kernels too",
-        ),
-        (
-            Scope::Machines,
-            "xz",
-            "xz-utils",
-            "those kernels' modules are compressed",
-        ),
-    ] {
-        if scope >= from && find(program).is_none() {
+    for (of, program, package, why) in PROGRAMS {
+        if (scope == of || of == Scope::Everything && scope >= of) && find(program).is_none() {
             needs.push(Need {
                 what: program.into(),
                 why,

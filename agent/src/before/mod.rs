@@ -10,7 +10,7 @@ mod progress;
 mod table;
 mod walk;
 
-use agent_common::types::Address;
+use agent_common::address::Address;
 
 pub use self::{
     processes::{CgroupIds, Process},
@@ -40,7 +40,7 @@ pub struct Found {
 pub struct Listener {
     /// Inode number of its network namespace.
     pub netns: u32,
-    /// Its address; all zero bytes for a wildcard of either family.
+    /// Its address; [`Address::UNSPECIFIED`] for a wildcard of either family.
     pub address: Address,
     /// Its port.
     pub port: u16,

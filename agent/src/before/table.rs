@@ -3,7 +3,7 @@
 
 use std::io::{self, BufRead, Read as _};
 
-use agent_common::types::{Address, v4_mapped};
+use agent_common::address::Address;
 
 /// No line is longer: those of IPv6 have some 180 bytes.
 const LONGEST_LINE: u64 = 1024;
@@ -75,23 +75,17 @@ fn parse(line: &[u8]) -> Option<Row> {
 fn end(text: &str) -> Option<(Address, u16)> {
     let (address, port) = text.split_once(':')?;
     let port = (port.len() == 4).then(|| u16::from_str_radix(port, 16).ok())??;
-    let word = |index: usize| -> Option<[u8; 4]> {
+    let word = |index: usize| -> Option<u32> {
         let digits = address.get(8 * index..8 * index + 8)?;
         // `from_str_radix` takes a sign.
         if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
             return None;
         }
-        u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes)
+        u32::from_str_radix(digits, 16).ok()
     };
     let address = match address.len() {
-        8 => v4_mapped(word(0)?),
-        32 => {
-            let mut bytes = [0; 16];
-            for (index, four) in bytes.chunks_exact_mut(4).enumerate() {
-                four.copy_from_slice(&word(index)?);
-            }
-            bytes
-        }
+        8 => Address::from_v4(word(0)?),
+        32 => Address::from_quarters([word(0)?, word(1)?, word(2)?, word(3)?]),
         _ => return None,
     };
     Some((address, port))
@@ -121,7 +115,7 @@ mod tests {
             "{HEADING}   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 22021 1 ffff8a1c 100 0 0 10 0\n   \
              1: 0B00F40A:A1B2 0C00F40A:01BB 01 00000000:00000000 02:000A7214 00000000  1000        0 31337 2 ffff8a1d 20 4 30 10 -1\n"
         );
-        let mapped = |text: &str| text.parse::<Ipv6Addr>().unwrap().octets();
+        let mapped = |text: &str| Address::from(text.parse::<Ipv6Addr>().unwrap());
         let (found, unread) = rows(text.as_bytes());
         assert_eq!(unread, 0);
         assert_eq!(
@@ -159,7 +153,7 @@ mod tests {
     fn written(row: &Row, short: bool) -> String {
         let words = |address: &Address| -> String {
             let from = if short { 12 } else { 0 };
-            address[from..]
+            Ipv6Addr::from(*address).octets()[from..]
                 .chunks_exact(4)
                 .map(|four| format!("{:08X}", u32::from_ne_bytes(four.try_into().unwrap())))
                 .collect()
@@ -186,8 +180,10 @@ mod tests {
     fn any_row() -> impl Strategy<Value = (Row, bool)> {
         let address = |short: bool| {
             any::<[u8; 16]>().prop_map(move |bytes| match short {
-                true => v4_mapped([bytes[0], bytes[1], bytes[2], bytes[3]]),
-                false => bytes,
+                true => {
+                    Address::from_v4(u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+                }
+                false => Address::from_bytes(bytes),
             })
         };
         any::<bool>().prop_flat_map(move |short| {

@@ -8,8 +8,8 @@ use std::{
 };
 
 use agent_common::{
+    address::Address,
     tcp::{LISTEN, is_open},
-    types::{Address, v4_mapped},
 };
 
 use super::{
@@ -174,7 +174,7 @@ impl Namespace {
     /// Takes in what matters; false if there is no room for it.
     fn add(&mut self, row: Row, room: &mut usize) -> bool {
         if row.state == LISTEN {
-            let key = (unwildcard(row.local), row.local_port);
+            let key = (row.local.unwildcard(), row.local_port);
             self.listeners.insert(key, row.inode);
         } else if is_open(row.state) {
             let key = (row.local, row.local_port, row.remote, row.remote_port);
@@ -195,17 +195,9 @@ impl Namespace {
     fn listener(&self, local: Address, port: u16) -> Option<u64> {
         let exact = self.listeners.get(&(local, port));
         exact
-            .or_else(|| self.listeners.get(&([0; 16], port)))
+            .or_else(|| self.listeners.get(&(Address::UNSPECIFIED, port)))
             .copied()
     }
-}
-
-/// The IPv4 wildcard is kept as the IPv6 one, which may serve both.
-fn unwildcard(address: Address) -> Address {
-    if address == v4_mapped([0; 4]) {
-        return [0; 16];
-    }
-    address
 }
 
 fn collect(namespace: &Namespace, owners: &HashMap<u64, Process>, found: &mut Found) {

@@ -13,7 +13,7 @@ use std::{
 
 use agent_common::{
     name,
-    types::{COMM_LEN, Connection, FlowKey, FlowValue, ListenerKey, OpenBefore, Owner, kind},
+    types::{Comm, Connection, FlowKey, FlowValue, ListenerKey, OpenBefore, Owner, kind},
 };
 use aya::{
     Btf, Ebpf,
@@ -23,7 +23,7 @@ use aya::{
 
 use super::{Error, Losses, clock, hooks::Iterators, map_error, slot, take};
 use crate::{
-    before::{CgroupIds, Found, Process, Progress, Walk},
+    before::{CgroupIds, Found, Progress, Walk},
     identity::Mounts,
 };
 
@@ -284,7 +284,7 @@ impl Search {
                 last_ns: now_ns,
                 pid: owner.map_or(0, |owner| owner.pid),
                 padding: 0,
-                comm: owner.map_or([0; COMM_LEN], comm),
+                comm: owner.map_or(Comm::UNKNOWN, |owner| Comm::new(owner.comm.as_bytes())),
             };
             older.flows.push((key, value));
         }
@@ -315,7 +315,7 @@ fn remember_listeners(ebpf: &mut Ebpf, found: &Found, names_netns: bool) -> Resu
             socket: 0,
             pid: process.pid,
             padding: 0,
-            comm: comm(process),
+            comm: Comm::new(process.comm.as_bytes()),
         };
         match listeners.insert(key, owner, BPF_NOEXIST) {
             Ok(()) => count += 1,
@@ -328,14 +328,6 @@ fn remember_listeners(ebpf: &mut Ebpf, found: &Found, names_netns: bool) -> Resu
         }
     }
     Ok(count)
-}
-
-fn comm(process: &Process) -> [u8; COMM_LEN] {
-    let mut comm = [0; COMM_LEN];
-    let bytes = process.comm.as_bytes();
-    let length = bytes.len().min(COMM_LEN - 1);
-    comm[..length].copy_from_slice(&bytes[..length]);
-    comm
 }
 
 /// Runs the iterators until they find nothing more.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use agent_common::types::{COMM_LEN, FlowKey, FlowValue, kind};
+use agent_common::types::{Comm, FlowKey, FlowValue, kind};
 
 /// How many drains an owner is remembered: the kernel tries a handshake for two minutes by default
 /// (`net.ipv4.tcp_syn_retries`).
@@ -21,7 +21,7 @@ pub(super) struct Callers {
 #[derive(Debug)]
 struct Caller {
     pid: u32,
-    comm: [u8; COMM_LEN],
+    comm: Comm,
     seen: u32,
 }
 
@@ -73,12 +73,14 @@ fn as_announced(key: &FlowKey) -> FlowKey {
 
 #[cfg(test)]
 mod tests {
+    use agent_common::address::Address;
+
     use super::*;
 
     fn flow(kind: u8, port: u16, count: u64, pid: u32) -> (FlowKey, FlowValue) {
         let key = FlowKey {
-            local: [1; 16],
-            remote: [2; 16],
+            local: Address::from_bytes([1; 16]),
+            remote: Address::from_bytes([2; 16]),
             cgroup: 3,
             netns: 4,
             port,
@@ -91,7 +93,7 @@ mod tests {
             last_ns: 6,
             pid,
             padding: 0,
-            comm: [u8::try_from(pid).unwrap(); COMM_LEN],
+            comm: Comm::new(pid.to_string().as_bytes()),
         };
         (key, value)
     }

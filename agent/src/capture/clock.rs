@@ -7,6 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 
 /// One reading of both clocks. The kernel programs stamp with `CLOCK_MONOTONIC`, which never jumps; the time of day is
 /// laid over it anew at each drain.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Clock {
     monotonic_ns: u64,
     now: Timestamp,

@@ -152,12 +152,12 @@ pub enum Event {
 }
 
 /// The result of one drain.
-#[derive(Debug)]
 pub struct Drained {
     /// From the last drain to this one.
     pub window: Window,
-    /// What was counted in it.
-    pub observations: Vec<Observation>,
+    /// What was counted in it. Made one by one, because each is several times what the kernel has of it, and there may be as
+    /// many as its map has entries.
+    pub observations: Box<dyn Iterator<Item = Observation>>,
     /// What was lost in it.
     pub losses: Losses,
 }
@@ -193,6 +193,7 @@ pub struct Capture {
     callers: Callers,
     messages: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     window_start: Timestamp,
+    ebb: memory::Ebb,
 }
 
 /// One of the two maps of flows, and a descriptor of it for the batch calls.
@@ -277,6 +278,7 @@ impl Capture {
             taken: found.flows,
             callers: Callers::default(),
             messages,
+            ebb: memory::Ebb::default(),
             window_start: Clock::read().map_err(Error::Clock)?.now(),
         })
     }
@@ -321,6 +323,7 @@ impl Capture {
         if let Some(messages) = &mut self.messages {
             messages.flush();
         }
+        self.ebb.drained(self.taken.len() + self.events.len());
 
         // The time of day may have been set back since the last drain.
         let now = clock.now();
@@ -341,12 +344,16 @@ impl Capture {
         }
         Ok(Drained {
             window,
-            observations: self
-                .taken
-                .drain(..)
-                .map(|(key, value)| observation(&key, &value, &clock))
-                .chain(self.events.drain(..).map(|event| single(&event, &clock)))
-                .collect(),
+            observations: Box::new(
+                std::mem::take(&mut self.taken)
+                    .into_iter()
+                    .map(move |(key, value)| observation(&key, &value, &clock))
+                    .chain(
+                        std::mem::take(&mut self.events)
+                            .into_iter()
+                            .map(move |event| single(&event, &clock)),
+                    ),
+            ),
             losses,
         })
     }
@@ -379,11 +386,8 @@ impl Capture {
 }
 
 fn observation(key: &FlowKey, value: &FlowValue, clock: &Clock) -> Observation {
-    let end = value
-        .comm
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(value.comm.len());
+    let name = value.comm.bytes();
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
     Observation {
         event: match key.kind {
             kind::ACCEPTED => Event::Accept,
@@ -403,7 +407,7 @@ fn observation(key: &FlowKey, value: &FlowValue, clock: &Clock) -> Observation {
         client_port: 0,
         connection: None,
         pid: value.pid,
-        comm: String::from_utf8_lossy(&value.comm[..end]).into_owned(),
+        comm: String::from_utf8_lossy(name).into_owned(),
         count: value.count,
         // CPUs that race for a new entry may leave an earlier time as the later one.
         first_seen: clock.at(value.first_ns.min(value.last_ns)),

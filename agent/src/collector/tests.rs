@@ -23,7 +23,7 @@ fn drained(count: u64) -> Drained {
     let now = Timestamp::from(SystemTime::now());
     Drained {
         window: Window { from: now, to: now },
-        observations: vec![Observation {
+        observations: Box::new(std::iter::once(Observation {
             event: Event::Connect(Outcome::Established),
             protocol: Protocol::Tcp,
             local: [10, 0, 1, 9].into(),
@@ -38,7 +38,7 @@ fn drained(count: u64) -> Drained {
             count,
             first_seen: now,
             last_seen: now,
-        }],
+        })),
         losses: Losses::new(),
     }
 }

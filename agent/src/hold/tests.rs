@@ -225,7 +225,7 @@ fn before_the_first_lists_are_in_everything_waits_and_the_excess_is_counted() {
 fn what_is_never_known_is_lost_and_not_guessed() {
     let (mut hold, now) = (Hold::new(PATIENCE, Resolve::Both), Instant::now());
     hold.keep(vec![sighting("here", [10, 0, 2, 9], 2)], now);
-    let lost = hold.lose_all(&[sighting("here", [10, 0, 2, 9], 3)]);
+    let lost = hold.lose_all([sighting("here", [10, 0, 2, 9], 3)]);
     assert_eq!((lost.lost, lost.records.len()), (5, 0));
 }
 

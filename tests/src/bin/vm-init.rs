@@ -42,6 +42,10 @@ const MODULES: &str = "/modules";
 /// Where our programs are.
 const PROGRAMS: &str = "/lab";
 
+/// What the lab is told of the machine (`lab::pace`): by software emulation everything takes ten times as long and longer, on
+/// a busy host more.
+const PACE: [(&str, &str); 2] = [("LAB_PATIENCE", "20"), ("LAB_SHARE", "80")];
+
 /// Files that a process may have open: a server in the lab keeps thousands of connections.
 const FILES: u64 = 65_536;
 
@@ -101,7 +105,8 @@ fn command(program: &str) -> Command {
         .env_clear()
         .env("PATH", "/bin")
         .env("RUST_BACKTRACE", "1")
-        .env("MICROSHIELD_BIN_DIR", PROGRAMS);
+        .env("MICROSHIELD_BIN_DIR", PROGRAMS)
+        .envs(PACE);
     command
 }
 

@@ -7,7 +7,7 @@ use flow::{
     record::{Direction, FlowRecord},
     time::Timestamp,
 };
-use lab::{Agent, AgentOptions, Cluster, Hooks, Lab, Place, Process, truth::Edge};
+use lab::{Agent, AgentOptions, Cluster, Hooks, Lab, Place, Process, pace::patience, truth::Edge};
 
 use crate::{Test, expect};
 
@@ -471,7 +471,7 @@ fn answers_that_come_late(hooks: Hooks) -> Result<()> {
             wait.as_str(),
             "answer s",
             "answer s",
-            "pause 60000",
+            "stay",
         ],
     )?;
     let addresses = lab.cluster().addresses(lab.spec("shop/web")?);
@@ -502,7 +502,7 @@ fn answers_that_come_late(hooks: Hooks) -> Result<()> {
     let mut pids = vec![server.pid()];
     for client in &mut clients {
         pids.push(client.pid());
-        let status = client.wait(Duration::from_secs(20))?;
+        let status = client.wait(patience(Duration::from_secs(20)))?;
         ensure!(status.success(), "{}", client.stderr().join("\n"));
     }
     let capture = agent.stop()?;

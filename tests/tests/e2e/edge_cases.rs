@@ -1,6 +1,12 @@
 //! What TCP and sockets can do besides a client that calls a server.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use flow::record::{Direction, FlowRecord, Process as Owner};
@@ -17,6 +23,7 @@ pub(crate) fn tests() -> Vec<Test> {
             check,
         ));
     }
+    tests.push(Test::new("edge_cases::all_client_ports", all_client_ports));
     for hooks in HOOKS {
         for (name, check) in CASES {
             let name = format!("edge_cases::{name}[{hooks}]");
@@ -135,6 +142,27 @@ fn simultaneous_open(hooks: Hooks) -> Result<()> {
     expect(&[stage.agent.stop()?], wanted.into())
 }
 
+/// A client that uses every port that it may without privileges: one entry a drain at each end, whatever the port.
+fn all_client_ports() -> Result<()> {
+    const PORTS: std::ops::RangeInclusive<u16> = 1_024..=u16::MAX;
+    let stage = Stage::new(Hooks::Btf)?;
+    let port = PORT.to_string();
+    let _server = stage.pod("server")?.serve(["--reset", &port])?;
+    let start = Instant::now();
+    let (first, last, server) = (PORTS.start(), PORTS.end(), stage.at("server")?);
+    stage
+        .pod("client")?
+        .play(&[format!("ports {first} {last} {server}")])?;
+    let capture = stage.agent.stop()?;
+    let drains = start.elapsed().as_secs() + 2;
+    ensure!(
+        capture.records.len() as u64 <= 2 * drains,
+        "{} records of {drains} drains",
+        capture.records.len()
+    );
+    expect(&[capture], both("client", "server", PORTS.count() as u64))
+}
+
 /// The caller does not wait, and several drains go by: its name is still known.
 fn a_connect_that_completes_later(hooks: Hooks) -> Result<()> {
     let stage = Stage::new(hooks)?;
@@ -144,7 +172,7 @@ fn a_connect_that_completes_later(hooks: Hooks) -> Result<()> {
         "tcp a 0.0.0.0:0".to_owned(),
         format!("begin a {}", stage.at("server")?),
         "ready".to_owned(),
-        "pause 10000".to_owned(),
+        "stay".to_owned(),
     ];
     let client = stage.pod("client")?.start("play", steps)?;
     thread::sleep(Duration::from_millis(2_200));
@@ -221,7 +249,7 @@ fn calls_once(stage: &Stage, socket: &str, connect: &str) -> Result<(&'static st
             "accept l a".to_owned(),
             "recv a".to_owned(),
             "send a".to_owned(),
-            "pause 10000".to_owned(),
+            "stay".to_owned(),
         ],
     )?;
     let address = stage.at("server")?;
@@ -303,7 +331,7 @@ fn sockets_that_are_handed_on(hooks: Hooks) -> Result<()> {
             "tcp a 0.0.0.0:0".to_owned(),
             format!("worker a {other} connect a {address},send a"),
             "ready".to_owned(),
-            "pause 10000".to_owned(),
+            "stay".to_owned(),
         ],
     )?;
     let (listening, making) = (server.pid(), client.pid());
@@ -337,7 +365,7 @@ fn one_port_of_several_processes(hooks: Hooks) -> Result<()> {
             "listen l".to_owned(),
             "ready".to_owned(),
         ];
-        steps.push("pause 10000".to_owned());
+        steps.push("stay".to_owned());
         stage.pod("server")?.start("play", steps)
     };
     let (first, second) = (server()?, server()?);

@@ -86,11 +86,11 @@ fn build() -> Result<PathBuf> {
         .context("cargo does not say where it put the program of the end-to-end tests")
 }
 
-/// Without what is for debuggers a program is a fifth of its size.
+/// Without its symbols a program is a third of its size, which all has to be unpacked by the emulated machine.
 fn strip(from: &Path, to: &Path) -> Result<()> {
     proc::run(
         Command::new("strip")
-            .arg("--strip-debug")
+            .arg("--strip-all")
             .arg("-o")
             .args([to, from]),
     )

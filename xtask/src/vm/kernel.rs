@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::Set;
 use crate::proc::{self, Unmet, output, target_dir};
 
 /// A kernel to test on.
@@ -19,6 +20,8 @@ pub(crate) struct Kernel {
     package: &'static str,
     /// The release of Debian that has it.
     release: &'static str,
+    /// The smallest set that it is tested in.
+    pub(crate) set: Set,
 }
 
 /// The kernels for clouds have what the lab needs and are half as large as the others.
@@ -27,16 +30,19 @@ pub(crate) const KERNELS: [Kernel; 3] = [
         series: "6.12",
         package: "linux-image-6.12-cloud-amd64",
         release: "bookworm",
+        set: Set::Core,
     },
     Kernel {
         series: "6.1",
         package: "linux-image-cloud-amd64",
         release: "bookworm",
+        set: Set::Core,
     },
     Kernel {
         series: "5.10",
         package: "linux-image-cloud-amd64",
         release: "bullseye",
+        set: Set::All,
     },
 ];
 
@@ -77,7 +83,13 @@ impl Kernel {
     /// A package that is half unpacked must not be taken for a whole one, so it gets its name last.
     fn fetch(&self, folder: &Path) -> Result<()> {
         let apt = Apt::new(self.release)?;
-        proc::run(apt.command("apt-get").arg("update").arg("-q"))?;
+        proc::run(apt.command("apt-get").arg("update").arg("-q")).with_context(|| {
+            format!(
+                "Linux {} is not below {} yet, and comes from Debian's mirrors",
+                self.series,
+                folder.display()
+            )
+        })?;
         let depends = output(apt.command("apt-cache").args(["depends", self.package]))?;
         let package = depends
             .lines()
@@ -142,6 +154,8 @@ impl Apt {
             "Dir::Etc::SourceParts=/dev/null".to_owned(),
             format!("Dir::State::Lists={}", path("lists")),
             format!("Dir::Cache={}", path("cache")),
+            // Else a mirror that cannot be reached is no error.
+            "APT::Update::Error-Mode=any".to_owned(),
             "Acquire::Languages=none".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
             // Root may write below the target folder where `_apt` may not.

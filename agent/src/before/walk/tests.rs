@@ -106,7 +106,7 @@ fn servers_clients_and_their_owners() {
     let listener = &found.listeners[0];
     assert_eq!(
         (listener.netns, listener.address, listener.port),
-        (77, [0; 16], 8080)
+        (77, Address::UNSPECIFIED, 8080)
     );
     let owner = listener.owner.as_ref().unwrap();
     assert_eq!((owner.pid, owner.comm.as_str()), (6, "process-6"));

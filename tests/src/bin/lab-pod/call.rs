@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use lab::Calls;
+use lab::{Calls, pace::patience};
 
 use crate::target::{Failure, Target};
 
@@ -20,6 +20,9 @@ pub(crate) struct Options {
     /// How often to call each target.
     #[arg(long, default_value_t = 1)]
     count: u64,
+    /// So many ports of each target, from its own on.
+    #[arg(long, default_value_t = 1)]
+    ports: u16,
     /// Milliseconds until a call counts as timed out.
     #[arg(long, default_value_t = 5_000)]
     timeout: u64,
@@ -79,12 +82,17 @@ pub(crate) fn announce() -> Result<()> {
 }
 
 fn rounds_of_calls(options: &Options, rounds: u64) -> Calls {
-    let patience = Duration::from_millis(options.timeout);
+    let patience = patience(Duration::from_millis(options.timeout));
     let interval = Duration::from_millis(options.interval);
     let mut calls = Calls::default();
+    let targets: Vec<Target> = options
+        .targets
+        .iter()
+        .flat_map(|target| (0..options.ports).map(|port| target.ports_further(port)))
+        .collect();
     for _ in 0..rounds {
         let start = Instant::now();
-        for target in &options.targets {
+        for target in &targets {
             let counter = match target.call(patience, options.abort) {
                 Ok(()) => &mut calls.answered,
                 Err(Failure::Refused) => &mut calls.refused,

@@ -4,6 +4,7 @@ use std::{io::Write, net::TcpStream, thread, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use lab::pace::patience;
 
 use crate::{call::announce, target::Target};
 
@@ -27,7 +28,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for _ in 0..options.count {
         for target in &options.targets {
             let stream = target
-                .connect(Duration::from_secs(20))
+                .connect(patience(Duration::from_secs(20)))
                 .map_err(|failure| anyhow!("{target}: {failure:?}"))?;
             held.push(stream);
             if options.pause > 0 {

@@ -23,7 +23,9 @@ use crate::call::announce;
 const MPTCP: i32 = 262;
 
 /// How long a step may block.
-const PATIENCE: Duration = Duration::from_secs(10);
+fn patience() -> Duration {
+    lab::pace::patience(Duration::from_secs(10))
+}
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -77,10 +79,14 @@ enum Step {
     Pause(u64),
     /// `burst COUNT ADDRESS`: so many datagrams, each from a connected socket of its own, with a port of its own.
     Burst(usize, SocketAddr),
+    /// `ports FIRST LAST ADDRESS`: a TCP connection from each of these ports, one after the other.
+    Ports(u16, u16, SocketAddr),
     /// `await FILE`: until it is there.
     Await(PathBuf),
     /// `ready`: tells the lab.
     Ready,
+    /// `stay`: until the lab ends this program.
+    Stay,
 }
 
 impl FromStr for Step {
@@ -115,8 +121,12 @@ impl FromStr for Step {
             ["abort", socket] => Self::Abort(name(socket)),
             ["pause", milliseconds] => Self::Pause(milliseconds.parse()?),
             ["burst", count, address] => Self::Burst(count.parse()?, address.parse()?),
+            ["ports", first, last, address] => {
+                Self::Ports(first.parse()?, last.parse()?, address.parse()?)
+            }
             ["await", file] => Self::Await(file.into()),
             ["ready"] => Self::Ready,
+            ["stay"] => Self::Stay,
             _ => bail!("`{text}` is no step"),
         })
     }
@@ -181,7 +191,7 @@ fn take(step: &Step, sockets: &mut HashMap<String, Socket>) -> Result<()> {
         Step::Sysctl(name, value) => fs::write(format!("/proc/sys/{name}"), value)?,
         Step::Accept(name, new) => {
             let (socket, _) = get(name)?.accept()?;
-            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(patience()))?;
             sockets.insert(new.clone(), socket);
         }
         Step::Send(name) => {
@@ -211,12 +221,24 @@ fn take(step: &Step, sockets: &mut HashMap<String, Socket>) -> Result<()> {
         }
         Step::Pause(milliseconds) => thread::sleep(Duration::from_millis(*milliseconds)),
         Step::Burst(count, address) => burst(*count, *address)?,
+        Step::Ports(first, last, address) => {
+            for port in *first..=*last {
+                let any = SocketAddr::new(any(address.ip()), port);
+                let socket = open(any, Type::STREAM, Protocol::TCP)?;
+                // The port is free at once.
+                socket.set_linger(Some(Duration::ZERO))?;
+                socket.connect(&(*address).into())?;
+            }
+        }
         Step::Await(file) => {
             while !file.exists() {
                 thread::sleep(Duration::from_millis(10));
             }
         }
         Step::Ready => announce()?,
+        Step::Stay => loop {
+            thread::park();
+        },
     }
     Ok(())
 }
@@ -230,9 +252,17 @@ fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socke
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
     }
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience()))?;
     socket.bind(&SockAddr::from(address))?;
     Ok(socket)
+}
+
+/// Every address of this one's family.
+fn any(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => IpAddr::from([0; 4]),
+        IpAddr::V6(_) => IpAddr::from([0; 16]),
+    }
 }
 
 /// A socket for each datagram, as resolvers do it.
@@ -244,11 +274,7 @@ fn burst(count: usize, address: SocketAddr) -> io::Result<()> {
             Some(Protocol::UDP),
         )?;
         // Ports that the kernel chooses may come again, and be no new peer for the other end.
-        let any = match address.ip() {
-            IpAddr::V4(_) => IpAddr::from([0; 4]),
-            IpAddr::V6(_) => IpAddr::from([0; 16]),
-        };
-        socket.bind(&SocketAddr::new(any, port).into())?;
+        socket.bind(&SocketAddr::new(any(address.ip()), port).into())?;
         socket.connect(&address.into())?;
         socket.send(b"?")?;
     }

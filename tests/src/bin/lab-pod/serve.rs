@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
+use lab::pace::patience;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{call::announce, target::Target};
@@ -22,6 +23,9 @@ pub(crate) struct Options {
     /// TCP ports to listen on.
     #[arg(long, value_delimiter = ',')]
     tcp: Vec<u16>,
+    /// Threads that block in `accept`, of each of these ports.
+    #[arg(long, default_value_t = 1)]
+    acceptors: usize,
     /// TCP ports to listen on, where every connection is reset as soon as it is accepted.
     #[arg(long, value_delimiter = ',')]
     reset: Vec<u16>,
@@ -55,8 +59,12 @@ pub(crate) fn run(options: Options) -> Result<()> {
     for port in options.tcp {
         let address = SocketAddr::new(options.bind, port);
         let listener = listen(address, options.backlog).with_context(|| address.to_string())?;
-        let calls = Arc::clone(&calls);
-        thread::spawn(move || accept(&listener, &calls));
+        let listener = Arc::new(listener);
+        for _ in 0..options.acceptors {
+            let (listener, calls) = (Arc::clone(&listener), Arc::clone(&calls));
+            let thread = thread::Builder::new().stack_size(STACK_BYTES);
+            thread.spawn(move || accept(&listener, &calls))?;
+        }
     }
     for port in options.reset {
         let address = SocketAddr::new(options.bind, port);
@@ -161,7 +169,7 @@ fn answer(mut stream: TcpStream, calls: &[Target]) {
     let mut byte = [0];
     while stream.read_exact(&mut byte).is_ok() {
         for target in calls {
-            if let Err(failure) = target.call(Duration::from_secs(5), false) {
+            if let Err(failure) = target.call(patience(Duration::from_secs(5)), false) {
                 eprintln!("lab-pod: {target}: {failure:?}");
             }
         }

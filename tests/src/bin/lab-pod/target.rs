@@ -59,6 +59,13 @@ impl fmt::Display for Target {
 }
 
 impl Target {
+    /// The same address, so many ports further on; the last port is followed by the first.
+    pub(crate) fn ports_further(&self, by: u16) -> Self {
+        let mut address = self.address;
+        address.set_port(address.port().wrapping_add(by));
+        Self { address, ..*self }
+    }
+
     /// Connects and exchanges a byte. With `abort`, a TCP connection is closed by a reset, so that its port is free at
     /// once.
     pub(crate) fn call(&self, patience: Duration, abort: bool) -> Result<(), Failure> {
