@@ -13,6 +13,7 @@ use flow::{
 use crate::{
     capture::{Hooks, Mode},
     plugin::PluginSocket,
+    scope::LogSource,
     uplink::{Credentials, GeneratorUrl, spool::MIN_SPOOL_BYTES},
 };
 
@@ -51,6 +52,10 @@ pub struct Args {
     /// Where the cluster's objects come from.
     #[command(flatten)]
     pub topology: Topology,
+
+    /// The Scope probe beside the agent.
+    #[command(flatten)]
+    pub scope: Scope,
 
     /// Which ends of a flow the agent names. With local it watches no more than its own node and the pods on it, and the
     /// generator (which then needs --topology) names the other end: less memory a node, less work for the API server.
@@ -168,6 +173,33 @@ pub struct Output {
         value_delimiter = ','
     )]
     pub generator: Vec<GeneratorUrl>,
+}
+
+/// The Scope probe on this node.
+#[derive(Debug, clap::Args)]
+pub struct Scope {
+    /// The log of the modified Weave Scope probe on this node, to be merged with what the agent sees: a path, a pattern such as
+    /// /var/log/pods/weave_weave-scope-agent-*/*/*.log, or - for standard input. May be given more than once. It is followed
+    /// through rotation, as containerd, CRI-O or Docker write it, or plain.
+    #[arg(
+        id = "scope_log",
+        long = "scope-log",
+        env = "MICROSHIELD_SCOPE_LOG",
+        value_name = "PATH|GLOB",
+        value_delimiter = ','
+    )]
+    pub log: Vec<LogSource>,
+
+    /// File that says how far the log was read, so that a restart neither repeats nor skips [default: scope-position in the
+    /// folder of --spool].
+    #[arg(
+        id = "scope_position",
+        long = "scope-position",
+        env = "MICROSHIELD_SCOPE_POSITION",
+        value_name = "FILE",
+        requires = "scope_log"
+    )]
+    pub position: Option<PathBuf>,
 }
 
 /// The stream to the generator.
@@ -376,6 +408,22 @@ mod tests {
         for bad in ["", "a;b", "a b", &"a".repeat(256)] {
             assert!(scope_host(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn logs_are_paths_and_patterns() {
+        let base = ["--stdout", "--topology", "file=x"];
+        let logs = |log: &str| {
+            let args = parse(&[&base[..], &["--scope-log", log]].concat())?;
+            Ok::<_, clap::Error>(args.scope.log)
+        };
+        let files = |pattern: &str| LogSource::Files(pattern.to_owned());
+        assert_eq!(
+            logs("/a/*.log,-").unwrap(),
+            [files("/a/*.log"), LogSource::Stdin]
+        );
+        assert!(logs("/a/[").is_err());
+        assert!(parse(&[&base[..], &["--scope-position", "x"]].concat()).is_err());
     }
 
     fn parse(arguments: &[&str]) -> Result<Args, clap::Error> {

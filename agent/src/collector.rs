@@ -16,6 +16,7 @@ use crate::{
     identity::Identity,
     pulse::Pulse,
     resolve::{Resolver, Sighting},
+    scope::{self, Receipt, ScopeLog},
 };
 
 /// From one drain to the next.
@@ -33,6 +34,8 @@ pub struct Report {
     pub records: Vec<FlowRecord>,
     /// What was lost in it.
     pub losses: Losses,
+    /// To be given back once all this is handed over, and all before it.
+    pub receipt: Option<Receipt>,
 }
 
 /// What the whole run came to.
@@ -69,14 +72,16 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Starts the thread. Reports go to `reports`; when that channel is full the thread waits, and the kernel's map goes
-    /// on counting. `pulse` beats with each drain.
+    /// Starts the thread. What it captures is merged with the log of `scope`, if there is one. Reports go to
+    /// `reports`; when that channel is full the thread waits, and the kernel's map goes on counting. `pulse` beats with each
+    /// drain.
     ///
     /// # Errors
     /// If no thread can be had.
     pub fn start(
         capture: Capture,
         naming: Naming,
+        scope: Option<ScopeLog>,
         reports: mpsc::Sender<Report>,
         pulse: Pulse,
     ) -> io::Result<Self> {
@@ -84,6 +89,7 @@ impl Collector {
         let mut worker = Worker {
             capture,
             naming,
+            scope,
             reports,
             pulse,
             totals: Totals::default(),
@@ -132,6 +138,7 @@ impl Drain for Capture {
 struct Worker<C> {
     capture: C,
     naming: Naming,
+    scope: Option<ScopeLog>,
     reports: mpsc::Sender<Report>,
     pulse: Pulse,
     totals: Totals,
@@ -177,6 +184,9 @@ impl<C: Drain> Worker<C> {
     }
 
     fn drain(&mut self, last: bool) -> Result<Report, capture::Error> {
+        if let Some(scope) = &mut self.scope {
+            scope.read();
+        }
         let drained = self.capture.drain()?;
         self.pulse.beat();
         Ok(self.report(drained, last))
@@ -197,7 +207,19 @@ impl<C: Drain> Worker<C> {
     }
 
     fn report(&mut self, mut drained: Drained, last: bool) -> Report {
-        let released = self.naming.name(drained.observations, last);
+        let log = self.scope.as_mut().map(|scope| {
+            let drain = scope::Drain {
+                window: drained.window,
+                losses: &drained.losses,
+                is_last: last,
+            };
+            (scope, drain)
+        });
+        let released = self.naming.name(drained.observations, log, last);
+        let held = self.naming.hold.oldest();
+        // What is lost here may be read again.
+        let scope = self.scope.as_ref().filter(|_| released.lost == 0);
+        let receipt = scope.and_then(|scope| scope.receipt(held));
         self.totals.loopback += released.loopback;
         self.totals.other_node += released.other_node;
         let mut window = drained.window;
@@ -219,6 +241,7 @@ impl<C: Drain> Worker<C> {
             window,
             records: released.records,
             losses: drained.losses,
+            receipt,
         }
     }
 }
@@ -234,8 +257,14 @@ impl Naming {
         now.checked_sub(Duration::from_nanos(age)).unwrap_or(now)
     }
 
-    /// Names what can be named for good, and keeps the rest unless this is the `last` time.
-    fn name(&mut self, observations: impl Iterator<Item = Observation>, last: bool) -> Released {
+    /// Names what can be named for good, and keeps the rest unless this is the `last` time. What the log of the Scope probe
+    /// tells is merged first, for which all of a drain has to be there; without one each is named as it comes.
+    fn name(
+        &mut self,
+        observations: impl Iterator<Item = Observation>,
+        log: Option<(&mut ScopeLog, scope::Drain<'_>)>,
+        last: bool,
+    ) -> Released {
         let now = Instant::now();
         let heard = self.heard(now);
         let Self {
@@ -244,14 +273,24 @@ impl Naming {
             view,
             hold,
         } = self;
+        let index = view.index();
         identity.next_round();
-        let sightings = observations.map(|observation| Sighting {
+        let seen = observations.map(|observation| Sighting {
             owner: identity.owner(observation.cgroup, observation.pid),
             observation,
+            log: None,
+            round: 0,
         });
+        let sightings: Box<dyn Iterator<Item = Sighting>> = match log {
+            None => Box::new(seen),
+            Some((scope, drain)) => {
+                let is_here = |address, at| resolver.is_here(address, at, &index);
+                Box::new(scope.merge(drain, seen.collect(), &is_here).into_iter())
+            }
+        };
         match (view.is_ready(), last) {
-            (true, false) => hold.release(sightings, resolver, &view.index(), now, heard),
-            (true, true) => hold.release_all(sightings, resolver, &view.index()),
+            (true, false) => hold.release(sightings, resolver, &index, now, heard),
+            (true, true) => hold.release_all(sightings, resolver, &index),
             (false, false) => hold.keep(sightings, now),
             (false, true) => hold.lose_all(sightings),
         }

@@ -31,6 +31,7 @@ pub const TOPOLOGY_UNKNOWN: &str = "topology_unknown";
 pub struct Hold {
     patience: Duration,
     most: usize,
+    is_in_order: bool,
     waiting: VecDeque<(Instant, Sighting)>,
 }
 
@@ -57,8 +58,27 @@ impl Hold {
                 Resolve::Both => MAX_DOUBTFUL,
                 Resolve::Local => MAX_EARLY,
             },
+            is_in_order: false,
             waiting: VecDeque::new(),
         }
+    }
+
+    /// Lets nothing pass what came with an earlier drain, as long as there is room to wait.
+    #[must_use]
+    pub fn in_order(self, is_in_order: bool) -> Self {
+        Self {
+            is_in_order,
+            ..self
+        }
+    }
+
+    /// The earliest drain of which something waits.
+    #[must_use]
+    pub fn oldest(&self) -> Option<u64> {
+        self.waiting
+            .iter()
+            .map(|(_, sighting)| sighting.round)
+            .min()
     }
 
     /// Takes in what was seen before the cluster's objects are known.
@@ -126,11 +146,18 @@ impl Hold {
         let mut released = Released::default();
         let waiting = std::mem::take(&mut self.waiting);
         let new = sightings.into_iter().map(|sighting| (now, sighting));
+        let mut held = None;
         for (since, sighting) in waiting.into_iter().chain(new) {
+            let is_behind = held.is_some_and(|round| round < sighting.round);
+            if self.is_in_order && is_behind && self.waiting.len() < self.most {
+                self.waiting.push_back((since, sighting));
+                continue;
+            }
             let named = resolver.name(&sighting, index);
             let waited = heard.saturating_duration_since(since);
             let may_wait = patience.is_some_and(|patience| waited < patience);
             if named.may_change && may_wait && self.waiting.len() < self.most {
+                held = held.or(Some(sighting.round));
                 self.waiting.push_back((since, sighting));
                 continue;
             }

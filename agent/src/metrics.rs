@@ -46,6 +46,32 @@ pub struct Meter {
     pub(crate) pending: Gauge,
     pub(crate) spool_bytes: Gauge,
     pub(crate) spool_batches: Gauge,
+    pub(crate) scope: ScopeMeter,
+}
+
+/// What the log of the Scope probe had. Copies count together.
+#[derive(Clone, Debug, Default)]
+pub struct ScopeMeter {
+    pub(crate) bytes: Counter,
+    pub(crate) records: Counter,
+    pub(crate) malformed: Counter,
+    pub(crate) too_long: Counter,
+    outcomes: Family<OfOutcome, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfOutcome {
+    outcome: String,
+}
+
+impl ScopeMeter {
+    /// Counts records of which the same became.
+    pub(crate) fn count(&self, outcome: &str, count: u64) {
+        let outcome = OfOutcome {
+            outcome: outcome.to_owned(),
+        };
+        self.outcomes.get_or_create(&outcome).inc_by(count);
+    }
 }
 
 /// What a drain amounts to.
@@ -121,6 +147,26 @@ impl Meter {
                 "Attempts to connect to the generator",
                 &self.attempts,
             ),
+            (
+                "scope_log_bytes",
+                "Bytes of the Scope probe's log that were read",
+                &self.scope.bytes,
+            ),
+            (
+                "scope_log_records",
+                "Connections that the Scope probe's log tells of",
+                &self.scope.records,
+            ),
+            (
+                "scope_log_malformed",
+                "Records of the Scope probe that are malformed",
+                &self.scope.malformed,
+            ),
+            (
+                "scope_log_too_long",
+                "Lines of the Scope probe's log that are too long to be read",
+                &self.scope.too_long,
+            ),
         ] {
             registry.register(name, help, counter.clone());
         }
@@ -128,6 +174,12 @@ impl Meter {
             "observations_lost",
             "Observations that were lost, by reason",
             self.losses.clone(),
+        );
+        registry.register(
+            "scope_connections",
+            "Connections of the Scope probe's log by what became of them: merged with one that was captured, counted by an \
+             earlier process or long ago, or seen by the probe only",
+            self.scope.outcomes.clone(),
         );
         let stale = Gauge::<i64>::default();
         if let Some(since) = view.stale_since() {

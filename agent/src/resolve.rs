@@ -1,10 +1,15 @@
 //! From what the kernel counted to a flow record with its ends named.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use flow::{
     endpoint::{Endpoint, Node},
     record::{Direction, FlowRecord, Outcome, Process, Protocol, Source, Tuple},
+    time::Timestamp,
     topology::Index,
     wire::Resolve,
 };
@@ -12,6 +17,7 @@ use flow::{
 use crate::{
     capture::{Event, Observation},
     identity::Owner,
+    scope::FromLog,
 };
 
 /// What the kernel counted, and whose socket that was.
@@ -21,6 +27,10 @@ pub struct Sighting {
     pub observation: Observation,
     /// Looked up at once: later the cgroup may be gone.
     pub owner: Option<Owner>,
+    /// What the log of the Scope probe tells of it.
+    pub log: Option<Box<FromLog>>,
+    /// The drain that it came with.
+    pub round: u64,
 }
 
 /// A sighting with names.
@@ -77,7 +87,16 @@ impl Resolver {
         if seen.protocol == Protocol::Udp && index.is_broadcast(seen.remote) {
             return skipped(Skipped::Loopback, false);
         }
+        let log = sighting.log.as_deref();
         let local = match &sighting.owner {
+            // The node whose log it is has seen it, and says no more of whose it is.
+            None if log.is_some_and(|log| log.is_alone) => {
+                match index.resolve_client(seen.local, seen.last_seen) {
+                    Endpoint::Pod { pod, .. } => Endpoint::Pod { pod, service: None },
+                    Endpoint::Node(node) => Endpoint::Node(node),
+                    _ => Endpoint::External(seen.local),
+                }
+            }
             Some(Owner::Container(container)) => match index.pod_by_uid(&container.pod_uid) {
                 Some(pod) => Endpoint::Pod { pod, service: None },
                 None => unknown_pod(seen, index),
@@ -96,13 +115,19 @@ impl Resolver {
         };
         let unknown = matches!(local, Endpoint::External(_));
         let mut record = self.record(sighting, local);
+        let is_old = log.is_some_and(|log| log.is_old);
         let may_change = match self.resolve {
             Resolve::Both => {
                 index.name_ends(&mut record);
-                unknown || index.may_be_a_young_pod(&record)
+                let may_change = unknown || index.may_be_a_young_pod(&record);
+                if log.is_some_and(|log| log.backend.is_some()) {
+                    record.tuple.dst_addr = seen.remote;
+                    record.via = Some(SocketAddr::new(seen.remote, seen.port));
+                }
+                may_change && !is_old
             }
             // Whoever names the other end learns of pods no sooner than we do.
-            Resolve::Local => true,
+            Resolve::Local => !is_old,
         };
         Named {
             record: Ok(record),
@@ -127,14 +152,24 @@ impl Resolver {
                 Outcome::Established,
             ),
         };
+        let log = sighting.log.as_deref();
+        let alone = log.filter(|log| log.is_alone);
+        // Where the node says which server is behind the address, that server is named.
+        let backend = log.and_then(|log| log.backend);
+        let server = match direction {
+            Direction::Egress => backend.unwrap_or(SocketAddr::new(dst_addr, seen.port)),
+            Direction::Ingress => SocketAddr::new(dst_addr, seen.port),
+        };
         FlowRecord {
             timestamp: seen.last_seen,
-            hostname: self.node.clone(),
+            hostname: (alone.and_then(|log| log.host.as_deref()))
+                .unwrap_or(&self.node)
+                .to_owned(),
             tuple: Tuple {
                 src_addr,
                 src_port: seen.client_port,
-                dst_addr,
-                dst_port: seen.port,
+                dst_addr: server.ip(),
+                dst_port: server.port(),
             },
             src,
             dst,
@@ -145,9 +180,23 @@ impl Resolver {
             first_seen: seen.first_seen,
             last_seen: seen.last_seen,
             process: process(sighting),
-            sources: BTreeSet::from([Source::Ebpf]),
+            sources: match (log, alone) {
+                (None, _) => BTreeSet::from([Source::Ebpf]),
+                (Some(_), None) => BTreeSet::from([Source::Ebpf, Source::Scope]),
+                (_, Some(_)) => BTreeSet::from([Source::Scope]),
+            },
             via: None,
             connection: seen.connection,
+        }
+    }
+
+    /// Whether an address is this node's or one of its pods'.
+    #[must_use]
+    pub fn is_here(&self, address: IpAddr, at: Timestamp, index: &Index) -> bool {
+        match index.resolve_client(address, at) {
+            Endpoint::Pod { pod, .. } => pod.node.as_deref() == Some(&self.node),
+            Endpoint::Node(node) => node.name == self.node,
+            Endpoint::Service(_) | Endpoint::External(_) => false,
         }
     }
 
@@ -178,9 +227,18 @@ fn process(sighting: &Sighting) -> Option<Process> {
         Some(Owner::Container(container)) => container.container.clone(),
         _ => None,
     };
-    (seen.pid != 0 || container.is_some()).then(|| Process {
-        pid: seen.pid,
-        comm: seen.comm.clone(),
+    let told = sighting.log.as_deref().and_then(|log| log.process.as_ref());
+    let (pid, comm) = match told {
+        Some(told) if seen.pid == 0 => (told.pid, &told.comm),
+        _ => (seen.pid, &seen.comm),
+    };
+    (pid != 0 || container.is_some()).then(|| Process {
+        pid,
+        comm: comm.clone(),
         container,
+        fd: told.filter(|told| told.pid == pid).and_then(|told| told.fd),
     })
 }
+
+#[cfg(test)]
+mod tests;

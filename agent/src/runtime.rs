@@ -23,6 +23,7 @@ use crate::{
     plugin::{self, Plugin, recent::Recent},
     pulse::Pulse,
     resolve::Resolver,
+    scope::{self, LogSource, ScopeLog},
     single::SingleInstance,
     stdout,
     uplink::{self, GeneratorUrl, Leftover, Uplink, spool::Spool},
@@ -38,6 +39,8 @@ const JITTER: Duration = Duration::from_secs(5);
 
 /// A new pod is in Scope's report when its probe has reported, every three seconds, and we see it when we ask next.
 const SCOPE_PATIENCE: Duration = Duration::from_secs(15);
+/// The file in the spool's folder that says how far the log of the Scope probe was read.
+const POSITION: &str = "scope-position";
 
 /// What ended the run without success, and the exit code for it.
 #[derive(Debug)]
@@ -79,7 +82,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let node = match args.node_name {
+    let node = match args.node_name.clone() {
         Some(name) => name,
         None => host_name()?.parse().map_err(|error| {
             Failure::usage(anyhow!(
@@ -99,6 +102,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         true => None,
         false => open_spool(&args.stream, resolve)?,
     };
+    let meter = Meter::default();
+    let scope_log = open_scope_log(&args, &meter)?;
     let topology = topology(&args.topology, &node, resolve).await?;
     let mounts = Mounts::read();
     let hybrid = mounts.as_ref().is_ok_and(|mounts| mounts.hybrid);
@@ -121,7 +126,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     tracing::info!(node, hooks = %capture.hooks(), udp = capture.sees_udp(), cgroup_root = %cgroup_root.display(), "capturing");
 
     let view = topology.view();
-    let (meter, pulse) = (Meter::default(), Pulse::default());
+    let pulse = Pulse::default();
     let desk = match args.metrics {
         Some(address) => {
             let desk = Desk::open(address, meter.clone(), view.clone(), pulse.clone()).await;
@@ -135,7 +140,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         identity: Identity::new(cgroup_root, hybrid),
         resolver: Resolver::new(node.clone(), resolve, alone),
         view: view.clone(),
-        hold: Hold::new(patience(&args.topology, resolve), resolve),
+        // The position of the log goes on with what was handed over, so that has to be in order.
+        hold: Hold::new(patience(&args.topology, resolve), resolve).in_order(scope_log.is_some()),
     };
     let plugin = open_plugin(&args.to_scope, &node)?;
     let (sender, reports) = mpsc::channel(REPORTS);
@@ -147,7 +153,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             (tapped, Some(tokio::spawn(plugin.run())))
         }
     };
-    let collector = Collector::start(capture, naming, sender, pulse)?;
+    let collector = Collector::start(capture, naming, scope_log, sender, pulse)?;
     let output = match args.output.stdout {
         // On a thread of its own: whoever reads standard output may take any time.
         true => {
@@ -246,6 +252,24 @@ fn open_spool(args: &args::Stream, resolve: Resolve) -> Result<Option<Spool>, Fa
         "spool"
     );
     Ok(Some(spool))
+}
+
+fn open_scope_log(args: &Args, meter: &Meter) -> Result<Option<ScopeLog>, Failure> {
+    let sources = args.scope.log.clone();
+    if sources.is_empty() {
+        return Ok(None);
+    }
+    let in_spool = || Some(args.stream.spool.as_ref()?.join(POSITION));
+    let position = args.scope.position.clone().or_else(in_spool);
+    let are_files = sources.iter().any(|source| *source != LogSource::Stdin);
+    if position.is_none() && are_files && !args.output.stdout {
+        return Err(Failure::usage(anyhow!(
+            "--scope-log needs --spool or --scope-position: an agent that starts again would report the log a second time"
+        )));
+    }
+    let config = scope::Config { sources, position };
+    let log = ScopeLog::open(&config, meter.scope.clone()).map_err(Failure::usage)?;
+    Ok(Some(log))
 }
 
 async fn topology(

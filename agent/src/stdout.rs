@@ -16,6 +16,9 @@ pub fn print(mut reports: mpsc::Receiver<Report>) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             result => result?,
         }
+        if let Some(receipt) = report.receipt {
+            receipt.handed_over();
+        }
     }
     Ok(())
 }

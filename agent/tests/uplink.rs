@@ -107,6 +107,7 @@ fn report(count: u64) -> Report {
         },
         records: vec![record],
         losses: BTreeMap::new(),
+        receipt: None,
     }
 }
 

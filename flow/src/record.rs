@@ -176,6 +176,9 @@ pub struct Process {
     /// The container's id, without the runtime's prefix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// The socket's file descriptor, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<u32>,
 }
 
 /// Where an observation comes from.

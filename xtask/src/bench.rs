@@ -32,6 +32,13 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Lines a second and instructions a line of the parser of the Scope probe's log, and what following it costs the agent
+    /// (root).
+    ScopeLog {
+        /// Passed on, such as `--rate 10000 --seconds 60 --json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Lines a second and memory of `microshield link` and `generate`.
     Generator {
         /// Passed on, such as `--times 50 --rounds 9 --json`.
@@ -63,6 +70,13 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
             )?;
             become_program("bench-scope-report", args)
         }
+        Bench::ScopeLog { args } => {
+            as_root()?;
+            setup::run(Scope::Bench)?;
+            ebpf::build()?;
+            proc::build_release()?;
+            become_program("bench-scope-log", args)
+        }
         Bench::Generator { args } => {
             proc::run(cargo().args(["build", "--release", "--bins"]).args([
                 "-p",
@@ -75,13 +89,17 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     }
 }
 
-fn capture(args: &[String]) -> Result<()> {
+fn as_root() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!(Unmet(
-            "the benchmark needs root: it makes network namespaces and loads kernel programs"
-                .into()
+            "the benchmark needs root: it makes network namespaces or loads kernel programs".into()
         ));
     }
+    Ok(())
+}
+
+fn capture(args: &[String]) -> Result<()> {
+    as_root()?;
     setup::run(Scope::Bench)?;
     ebpf::build()?;
     proc::build_release()?;

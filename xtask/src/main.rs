@@ -4,6 +4,7 @@
 mod bench;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod image;
 mod proc;
 mod setup;
@@ -35,9 +36,17 @@ enum Word {
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Run the fuzz targets in `flow/fuzz`.
+    Fuzz {
+        /// How long each runs.
+        #[arg(long, default_value_t = fuzz::SECONDS)]
+        seconds: u64,
+        /// Only these.
+        targets: Vec<String>,
+    },
     /// Build the programs' images as OCI image layouts.
     Image(image::Args),
-    /// Run every check: formatting, clippy, unit tests, lab tests.
+    /// Run every check: formatting, clippy, unit tests, lab tests, fuzzing.
     Test {
         /// Run the lab's tests of capturing, and nothing else, on other kernels: Debian's, in qemu. `--vm` runs what every
         /// change has to pass, `--vm=all` more tests on more kernels.
@@ -71,6 +80,7 @@ fn main() -> ExitCode {
         Word::BuildEbpf => setup::run(Scope::Build).and_then(|()| ebpf::build()),
         Word::Demo => demo::run(),
         Word::Bench(bench) => bench::run(&bench),
+        Word::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
         Word::Image(args) => image::run(&args),
         Word::Test {
             vm: Some(set),

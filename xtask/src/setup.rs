@@ -11,65 +11,73 @@ use crate::{
 
 const BPF_LINKER: &str = "0.13.0";
 
+const CARGO_FUZZ: &str = "0.13.2";
+
 /// The LLVM versions that this bpf-linker can be built for.
 const BPF_LINKER_LLVM: &[u32] = &[21, 22, 23];
 
 /// Programs that are run: for what, of which Debian package, and why.
-const PROGRAMS: [(Scope, &str, &str, &str); 7] = [
+const PROGRAMS: [(&[Scope], &str, &str, &str); 8] = [
     (
-        Scope::Everything,
+        LAB,
         "ip",
         "iproute2",
         "the lab's pods are network namespaces",
     ),
     (
-        Scope::Everything,
+        LAB,
         "nft",
         "nftables",
         "the lab's service addresses are nftables rules",
     ),
+    (LAB, "runc", "runc", "the lab starts images as a node does"),
     (
-        Scope::Everything,
-        "runc",
-        "runc",
-        "the lab starts images as a node does",
-    ),
-    (
-        Scope::Machines,
+        &[Scope::Machines],
         "qemu-system-x86_64",
         "qemu-system-x86",
         "the lab's tests run on other kernels too",
     ),
     (
-        Scope::Machines,
+        &[Scope::Machines],
         "xz",
         "xz-utils",
         "those kernels' modules are compressed",
     ),
     (
-        Scope::Bench,
+        &[Scope::Bench],
         "tcpdump",
         "tcpdump",
         "what capturing costs is compared with it",
     ),
     (
-        Scope::Bench,
+        &[Scope::Bench],
         "bpftrace",
         "bpftrace",
         "what capturing costs is compared with it",
     ),
+    (
+        &[Scope::Bench],
+        "valgrind",
+        "valgrind",
+        "it counts instructions",
+    ),
 ];
 
+/// Where the lab runs.
+const LAB: &[Scope] = &[Scope::Everything, Scope::Machines, Scope::Bench];
+
 /// What to look for.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// What the kernel programs are built with.
     Build,
-    /// That, and what the lab makes its networks with.
+    /// What the fuzz targets are built with.
+    Fuzz,
+    /// Both, and what the lab makes its networks with.
     Everything,
-    /// That, and what boots other kernels.
+    /// What the kernel programs are built with, the lab's programs, and what boots other kernels.
     Machines,
-    /// What the lab makes its networks with, and what capture is compared with.
+    /// What the kernel programs are built with, the lab's programs, and what costs are measured and compared with.
     Bench,
 }
 
@@ -139,6 +147,12 @@ fn install(missing: &dyn Fn() -> Result<Vec<Need>>) -> Result<()> {
 
 fn missing(scope: Scope) -> Result<Vec<Need>> {
     let mut needs = Vec::new();
+    if matches!(scope, Scope::Fuzz | Scope::Everything) {
+        needs.extend(fuzz_needs());
+    }
+    if scope == Scope::Fuzz {
+        return Ok(needs);
+    }
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
     for (component, file, why) in [
         (
@@ -168,7 +182,7 @@ fn missing(scope: Scope) -> Result<Vec<Need>> {
         needs.extend(linker_needs(llvm)?);
     }
     for (of, program, package, why) in PROGRAMS {
-        if (scope == of || of == Scope::Everything && scope >= of) && find(program).is_none() {
+        if of.contains(&scope) && find(program).is_none() {
             needs.push(Need {
                 what: program.into(),
                 why,
@@ -209,6 +223,27 @@ fn missing_for(arch: Arch) -> Result<Vec<Need>> {
         });
     }
     Ok(needs)
+}
+
+fn fuzz_needs() -> Vec<Need> {
+    let mut needs = Vec::new();
+    if find("c++").is_none() {
+        needs.push(Need {
+            what: "c++".into(),
+            why: "the fuzzer's library is written in C++",
+            install: Install::Package("g++".into()),
+        });
+    }
+    if find("cargo-fuzz").is_none() {
+        let mut command = Command::new("cargo");
+        command.args(["install", "cargo-fuzz", "--version", CARGO_FUZZ, "--locked"]);
+        needs.push(Need {
+            what: format!("cargo-fuzz {CARGO_FUZZ}"),
+            why: "it builds the fuzz targets; building it takes about a minute",
+            install: Install::Command(command),
+        });
+    }
+    needs
 }
 
 /// The major version of the LLVM in rustc: bpf-linker reads rustc's bitcode, and only an LLVM of the same age does.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::{
-    ebpf, proc,
+    ebpf, fuzz, proc,
     setup::{self, Scope},
 };
 
@@ -38,6 +38,7 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
         ("unit tests", &tests("--lib --bins --")),
         ("integration and lab tests", &tests("--test * --")),
         ("documentation tests", &tests("--doc --")),
+        ("fuzzing", &|| fuzz::run(fuzz::SECONDS, &[])),
     ];
     let mut times = Vec::new();
     let mut result = Ok(());

@@ -8,7 +8,7 @@ use nix::time::{ClockId, clock_gettime};
 /// One reading of both clocks. The kernel programs stamp with `CLOCK_MONOTONIC`, which never jumps; the time of day is
 /// laid over it anew at each drain.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Clock {
+pub(crate) struct Clock {
     monotonic_ns: u64,
     now: Timestamp,
 }
@@ -20,25 +20,41 @@ pub(super) fn monotonic_ns() -> nix::Result<u64> {
 }
 
 impl Clock {
-    pub(super) fn read() -> nix::Result<Self> {
+    pub(crate) fn read() -> nix::Result<Self> {
         Ok(Self {
             monotonic_ns: monotonic_ns()?,
             now: Timestamp::from(SystemTime::now()),
         })
     }
 
+    /// What was read, or is to be taken for it.
+    #[cfg(test)]
+    pub(crate) fn new(monotonic_ns: u64, now: Timestamp) -> Self {
+        Self { monotonic_ns, now }
+    }
+
     /// `CLOCK_MONOTONIC` in nanoseconds at this reading.
-    pub(super) fn monotonic_ns(&self) -> u64 {
+    pub(crate) fn monotonic_ns(&self) -> u64 {
         self.monotonic_ns
     }
 
     /// The time of day of this reading.
-    pub(super) fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         self.now
     }
 
+    /// Nanoseconds of `CLOCK_MONOTONIC` at a time of day.
+    pub(crate) fn monotonic_of(&self, time: Timestamp) -> u64 {
+        let (time, now) = (time.as_nanos(), self.now.as_nanos());
+        if time > now {
+            self.monotonic_ns.saturating_add(time - now)
+        } else {
+            self.monotonic_ns.saturating_sub(now - time)
+        }
+    }
+
     /// The time of day at `monotonic_ns` nanoseconds of `CLOCK_MONOTONIC`.
-    pub(super) fn at(&self, monotonic_ns: u64) -> Timestamp {
+    pub(crate) fn at(&self, monotonic_ns: u64) -> Timestamp {
         // A program may have run after this reading: such a time lies in the future of it by microseconds.
         if monotonic_ns > self.monotonic_ns {
             self.now
@@ -62,5 +78,8 @@ mod tests {
         };
         assert_eq!(clock.at(4_000), Timestamp::from_nanos(999_000));
         assert_eq!(clock.at(5_500), Timestamp::from_nanos(1_000_500));
+        for monotonic_ns in [4_000, 5_000, 5_500] {
+            assert_eq!(clock.monotonic_of(clock.at(monotonic_ns)), monotonic_ns);
+        }
     }
 }

@@ -37,10 +37,8 @@ use flow::{
     wire::{SCTP_NOT_CAPTURED, UDP_NOT_CAPTURED, Window},
 };
 
-use self::{
-    before::Search, callers::Callers, clock::Clock, hooks::Loaded, losses::LossCounters,
-    peers::Peers,
-};
+pub(crate) use self::clock::Clock;
+use self::{before::Search, callers::Callers, hooks::Loaded, losses::LossCounters, peers::Peers};
 pub use self::{
     hooks::{Hooks, tracepoint},
     losses::Losses,

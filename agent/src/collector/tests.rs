@@ -67,6 +67,7 @@ fn what_waits_when_capturing_fails_is_reported() {
             view: topology.view().clone(),
             hold: Hold::new(PATIENCE, Resolve::Both),
         },
+        scope: None,
         reports,
         pulse: Pulse::default(),
         totals: Totals::default(),

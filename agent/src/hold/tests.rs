@@ -79,6 +79,8 @@ fn sighting(uid: &str, remote: [u8; 4], count: u64) -> Sighting {
             pod_uid: uid.to_owned(),
             container: None,
         })),
+        log: None,
+        round: 0,
     }
 }
 
@@ -112,6 +114,33 @@ fn what_is_known_does_not_wait() {
         names(&released),
         ["shop/here -> shop/there", "shop/here -> node node-1"]
     );
+}
+
+#[test]
+fn in_order_nothing_passes_what_came_with_an_earlier_drain() {
+    let index = index(vec![
+        pod("here", Some([10, 0, 1, 9]), HERE, 90),
+        pod("there", Some([10, 0, 2, 9]), "node-2", 90),
+    ]);
+    let of = |round: u64, remote: [u8; 4]| Sighting {
+        round,
+        ..sighting("here", remote, 1)
+    };
+    let sightings = vec![
+        of(1, [10, 0, 2, 9]),
+        of(2, [1, 1, 1, 1]),
+        of(2, [10, 0, 2, 9]),
+        of(3, [10, 0, 2, 9]),
+    ];
+    for (is_in_order, oldest, first, second) in [(false, Some(2), 3, 1), (true, Some(2), 2, 2)] {
+        let mut hold = Hold::new(PATIENCE, Resolve::Both).in_order(is_in_order);
+        let now = Instant::now();
+        let released = hold.release(sightings.clone(), &both_ends(), &index, now, now);
+        assert_eq!((released.records.len(), hold.oldest()), (first, oldest));
+        let later = now + PATIENCE;
+        let released = hold.release(Vec::new(), &both_ends(), &index, later, later);
+        assert_eq!((released.records.len(), hold.oldest()), (second, None));
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use flow::{
     observations::Observations,
-    record::FlowRecord,
+    record::{ConnectionEvent, FlowRecord},
     wire::{
         self, AgentMessage, Batch, Encoding, MAX_BATCH_FLOWS, MAX_MESSAGE_BYTES, Resolve, Window,
         WireError,
@@ -17,7 +17,7 @@ use super::{
     new_instance,
     spool::{Entry, Spool, SpoolError},
 };
-use crate::{capture::Losses, collector::Report, metrics::Meter};
+use crate::{capture::Losses, collector::Report, metrics::Meter, scope::Receipt};
 
 /// Batches that may be under way unacknowledged. Enough to keep the connection busy.
 const MAX_IN_FLIGHT: usize = 8;
@@ -39,6 +39,8 @@ pub(super) struct Outbox {
     pending: Pending,
     losses: Losses,
     window: Option<Window>,
+    /// For all that was taken in.
+    receipt: Option<Receipt>,
     kept: Kept,
     /// What is under way, by number.
     in_flight: VecDeque<Sealed>,
@@ -102,6 +104,7 @@ impl Outbox {
             pending: Pending::new(resolve),
             losses: Losses::new(),
             window: None,
+            receipt: None,
             kept,
             in_flight: VecDeque::new(),
             acknowledged: 0,
@@ -130,7 +133,8 @@ impl Outbox {
             }
             for mut record in report.records {
                 // The ledger counts connections and does not tell them apart; what ends one has been counted before.
-                if record.count == 0 {
+                let single = record.connection.as_ref();
+                if single.is_some_and(|single| single.event == ConnectionEvent::Close) {
                     continue;
                 }
                 record.connection = None;
@@ -142,7 +146,9 @@ impl Outbox {
                 }
             }
         }
+        self.receipt = report.receipt.or(self.receipt.take());
         self.spool();
+        self.settle();
         // Counted when it is kept: whoever waits for that may rely on it.
         self.meter.add(counted);
     }
@@ -305,7 +311,22 @@ impl Outbox {
             }
         };
         self.acknowledged = self.acknowledged.max(known);
+        self.settle();
         Ok(())
+    }
+
+    /// Gives the receipt back once nothing that was taken in can be lost with this process.
+    fn settle(&mut self) {
+        let is_kept = match &self.kept {
+            Kept::Memory { .. } => self.in_flight.is_empty(),
+            Kept::Disk(_) => true,
+        };
+        if is_kept
+            && self.window.is_none()
+            && let Some(receipt) = self.receipt.take()
+        {
+            receipt.handed_over();
+        }
     }
 
     /// Whether a ledger that has the batches up to this number lacks some that were acknowledged.
@@ -382,6 +403,7 @@ impl Outbox {
     /// Brings to rest what is left, and says what it is.
     pub(super) fn close(&mut self) -> Leftover {
         self.spool();
+        self.settle();
         let lost = self.pending.connections();
         match &mut self.kept {
             Kept::Memory { .. } => {

@@ -152,10 +152,7 @@ impl Parser {
     ///
     /// # Errors
     /// As [`parse`](Self::parse), and if the line is the probe's and has no mark.
-    pub fn parse_unended<'a>(
-        &mut self,
-        line: &'a [u8],
-    ) -> Result<Option<Connection<'a>>, Problem> {
+    pub fn parse_unended<'a>(&mut self, line: &'a [u8]) -> Result<Option<Connection<'a>>, Problem> {
         match self.mark.find(line) {
             Some(mark) => self.parse_marked(line, mark),
             None if memmem::find(line, PROBE).is_some() => Err(Problem {

@@ -243,7 +243,9 @@ fn the_kept_second_is_not_mistaken_for_another() {
 
 #[test]
 fn a_connection_that_is_made_is_seen_at_its_client() {
-    let line = ACCEPT.replace("Accept", "Connect").replace("|0|0}", "|0|17}");
+    let line = ACCEPT
+        .replace("Accept", "Connect")
+        .replace("|0|0}", "|0|17}");
     assert_eq!(parse(&line), Ok(None));
     let connection = Parser::new(Ends::Both).parse(line.as_bytes());
     let connection = connection.unwrap().unwrap();

@@ -98,10 +98,11 @@ fn record(record: &FlowRecord) -> Result<(), Invalid> {
     name("hostname", &record.hostname)?;
     endpoint(&record.src).map_err(|invalid| invalid.within("src"))?;
     endpoint(&record.dst).map_err(|invalid| invalid.within("dst"))?;
-    if record.count == 0 || record.count > MAX_COUNT {
+    // 0 counts nothing, and only says who else saw what was counted before.
+    if record.count > MAX_COUNT {
         return Err(Invalid::new(
             "count",
-            format!("{} is not between 1 and {MAX_COUNT}", record.count),
+            format!("{} is more than {MAX_COUNT}", record.count),
         ));
     }
     let bytes = size(record);

@@ -17,6 +17,7 @@ mod manners;
 mod pairs;
 mod plugin;
 mod rights;
+mod scope_log;
 mod udp;
 
 use std::{
@@ -115,6 +116,7 @@ fn tests() -> impl Iterator<Item = Test> {
         identity::tests(),
         pairs::tests(),
         plugin::tests(),
+        scope_log::tests(),
         udp::tests(),
         agent_lifecycle::tests(),
         bookinfo::tests(),

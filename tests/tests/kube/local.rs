@@ -232,6 +232,8 @@ fn sighting(local: &Local, remote: IpAddr, port: u16, event: Event, at: Timestam
             }),
             None => Owner::Host,
         }),
+        log: None,
+        round: 0,
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) fn report(number: u64) -> Result<Report> {
             .map(|(port, count)| record(port, count, 1_000_000 + number))
             .collect::<Result<_>>()?,
         losses: BTreeMap::new(),
+        receipt: None,
     })
 }
 

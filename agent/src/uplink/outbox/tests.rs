@@ -7,6 +7,7 @@ use flow::{
 };
 
 use super::*;
+use crate::scope::position::{Keeper, Position};
 
 fn record(client: u32, count: u64) -> FlowRecord {
     let address = IpAddr::from(client.to_be_bytes());
@@ -43,6 +44,7 @@ fn report(from: u64, records: Vec<FlowRecord>) -> Report {
         },
         records,
         losses: Losses::new(),
+        receipt: None,
     }
 }
 
@@ -74,6 +76,52 @@ fn batches_are_numbered_and_kept_until_acknowledged() {
     assert_eq!(outbox.close().lost, 3);
     outbox.acknowledge(3).unwrap();
     assert!(outbox.is_empty());
+}
+
+/// The position of the log goes on when what was read cannot be lost any more.
+#[test]
+fn a_receipt_is_given_back_when_everything_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("position");
+    let keeper = Keeper::new(path.clone());
+    let with_receipt = |round: u64| {
+        keeper.push(round, Position::new(String::new(), Vec::new(), Vec::new()));
+        Report {
+            receipt: Some(keeper.receipt(round)),
+            ..report(round, vec![record(1, 1)])
+        }
+    };
+    let mut memory = Outbox::new(Resolve::Both, None, Meter::default());
+    memory.add(with_receipt(1));
+    memory.seal().unwrap().unwrap();
+    memory.add(with_receipt(2));
+    memory.acknowledge(1).unwrap();
+    assert!(!path.exists(), "the second is not even sent");
+    memory.seal().unwrap().unwrap();
+    assert!(!path.exists(), "nor acknowledged");
+    memory.acknowledge(2).unwrap();
+    assert!(path.exists());
+
+    std::fs::remove_file(&path).unwrap();
+    let spool = Spool::open(&folder.path().join("spool"), 1 << 20, Resolve::Both).unwrap();
+    let mut disk = Outbox::new(Resolve::Both, Some(spool), Meter::default());
+    disk.add(with_receipt(3));
+    assert!(path.exists());
+}
+
+#[test]
+fn a_record_that_counts_nothing_says_who_else_saw_it() {
+    let mut outbox = Outbox::new(Resolve::Both, None, Meter::default());
+    let mut late = record(1, 0);
+    late.sources = BTreeSet::from([Source::Scope]);
+    outbox.add(report(1, vec![record(1, 5)]));
+    outbox.add(report(2, vec![late]));
+    let flows = batch(&outbox.seal().unwrap().unwrap()).flows;
+    assert_eq!((flows.len(), flows[0].count), (1, 5));
+    assert_eq!(
+        flows[0].sources,
+        BTreeSet::from([Source::Ebpf, Source::Scope])
+    );
 }
 
 #[test]

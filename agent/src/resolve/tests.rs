@@ -1,0 +1,125 @@
+use flow::topology::{Change, Object, Phase, Pod};
+
+use super::*;
+use crate::scope::Process as Told;
+
+fn second(second: u64) -> Timestamp {
+    Timestamp::from_nanos(second * 1_000_000_000)
+}
+
+/// A pod on this node and one on another.
+fn index() -> Index {
+    let mut index = Index::default();
+    for (name, address, node) in [
+        ("web", [10, 0, 0, 1], "node-1"),
+        ("api", [10, 0, 9, 9], "node-2"),
+    ] {
+        let pod = Pod {
+            identity: flow::endpoint::Pod {
+                uid: name.to_owned(),
+                namespace: "shop".to_owned(),
+                name: name.to_owned(),
+                labels: Arc::default(),
+                workload: None,
+                node: Some(node.into()),
+                host_network: false,
+                addresses: vec![address.into()],
+                services: Arc::default(),
+            },
+            static_uid: None,
+            ports: Arc::default(),
+            phase: Phase::Running,
+            started: Some(second(1)),
+        };
+        index.apply(Change::Upsert(Object::Pod(pod)), second(1));
+    }
+    index
+}
+
+/// A call of `web`, and what the log says of it.
+fn sighting(pid: u32, log: Option<FromLog>) -> Sighting {
+    let local = [10, 0, 0, 1].into();
+    Sighting {
+        observation: Observation {
+            event: Event::Connect(Outcome::Established),
+            protocol: Protocol::Tcp,
+            local,
+            remote: [10, 96, 0, 1].into(),
+            port: 80,
+            cgroup: 0,
+            netns: 0,
+            pid,
+            comm: "own".to_owned(),
+            client_port: 0,
+            connection: None,
+            count: 1,
+            first_seen: second(100),
+            last_seen: second(100),
+        },
+        owner: None,
+        log: log.map(Box::new),
+        round: 0,
+    }
+}
+
+fn log(is_alone: bool) -> FromLog {
+    FromLog {
+        is_alone,
+        host: Some("node-7".into()),
+        process: Some(Told {
+            pid: 8,
+            comm: "told".to_owned(),
+            fd: Some(3),
+        }),
+        backend: None,
+        is_old: false,
+    }
+}
+
+fn record(sighting: &Sighting) -> FlowRecord {
+    let resolver = Resolver::new("node-1".to_owned(), Resolve::Both, false);
+    resolver.name(sighting, &index()).record.unwrap()
+}
+
+#[test]
+fn sources_are_who_saw_it() {
+    for (told, sources, host) in [
+        (None, vec![Source::Ebpf], "node-1"),
+        (
+            Some(log(false)),
+            vec![Source::Ebpf, Source::Scope],
+            "node-1",
+        ),
+        (Some(log(true)), vec![Source::Scope], "node-7"),
+    ] {
+        let record = record(&sighting(8, told));
+        assert_eq!(record.sources, BTreeSet::from_iter(sources));
+        assert_eq!(record.hostname, host);
+        assert_eq!(record.src.to_string(), "shop/web");
+    }
+}
+
+#[test]
+fn each_adds_what_the_other_lacks() {
+    let process = |pid| record(&sighting(pid, Some(log(false)))).process.unwrap();
+    let own = process(7);
+    assert_eq!((own.pid, own.comm.as_str(), own.fd), (7, "own", None));
+    let same = process(8);
+    assert_eq!((same.comm.as_str(), same.fd), ("own", Some(3)));
+    let told = process(0);
+    assert_eq!(
+        (told.pid, told.comm.as_str(), told.fd),
+        (8, "told", Some(3))
+    );
+}
+
+#[test]
+fn the_server_behind_an_address_is_who_the_node_says() {
+    let mut told = log(false);
+    told.backend = Some(SocketAddr::from(([10, 0, 9, 9], 8080)));
+    let record = record(&sighting(8, Some(told)));
+    assert_eq!(record.dst.to_string(), "shop/api");
+    assert_eq!(record.tuple.dst_port, 8080);
+    assert_eq!(record.tuple.dst_addr, IpAddr::from([10, 96, 0, 1]));
+    assert_eq!(record.via, Some(SocketAddr::from(([10, 96, 0, 1], 80))));
+}
