@@ -49,7 +49,7 @@ const SOCKFS_MAGIC: u64 = 0x534f_434b;
 const IPPROTO_MPTCP: u16 = 262;
 
 /// Rounds of either of two loops, one in the other: together they reach the largest queue that `net.core.somaxconn` allows.
-/// The verifier follows every round, and before 6.3 forks at whatever a round may do, so a round does nothing but call
+/// The verifier follows every round, and that of 6.1 forks at whatever a round may do, so a round does nothing but call
 /// [`count_one_queued`].
 const ROUNDS: u32 = 256;
 

@@ -1,13 +1,13 @@
 //! Programs that runc starts, with the rights of a pod: as a node's container runtime would.
 
 use std::{
-    fs,
+    env, fs,
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::{lab::Lab, process::Process, rights::Rights, seccomp};
@@ -142,6 +142,11 @@ impl Container {
             .collect();
         let config = self.config(lab, &bundle, &id, &args)?;
         fs::write(bundle.join("config.json"), config.to_string())?;
+        let path = env::var_os("PATH").unwrap_or_default();
+        ensure!(
+            env::split_paths(&path).any(|folder| folder.join("runc").is_file()),
+            "`runc` is not installed (cargo xtask setup)"
+        );
         let state = lab.folder().join("runc");
         let words = [
             "--root".as_ref(),

@@ -45,17 +45,27 @@ pub fn layouts(folder: &Path) -> Result<PathBuf> {
 /// # Errors
 /// If they cannot be made.
 pub fn build(layouts: &Path) -> Result<String> {
-    let agent = binary("microshield-agent")?;
-    let programs = agent.parent().context("a folder")?;
+    // Without what debuggers read, as those of a release.
+    let programs = layouts.with_extension("programs");
+    fs::create_dir_all(&programs)?;
+    for name in ["microshield-agent", "microshield"] {
+        let mut strip = Command::new("strip");
+        run(strip.arg("-o").arg(programs.join(name)).arg(binary(name)?))?;
+    }
     let mut command = Command::new(binary("xtask")?);
-    command
-        .args(["image", "--arch", architecture(), "--programs"])
-        .arg(programs)
-        .arg("--output")
-        .arg(layouts);
-    let output = command.output().context("xtask")?;
+    command.args(["image", "--arch", architecture(), "--programs"]);
+    run(command.arg(programs).arg("--output").arg(layouts))
+}
+
+/// Runs a program and returns what it prints.
+fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {said}", output.status);
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}: {said}",
+        output.status
+    );
     Ok(String::from_utf8(output.stdout)?)
 }
 

@@ -82,4 +82,23 @@ mod tests {
             assert_eq!(clock.monotonic_of(clock.at(monotonic_ns)), monotonic_ns);
         }
     }
+
+    /// `CLOCK_MONOTONIC` stands still while the machine sleeps, the time of day does not.
+    #[test]
+    fn what_was_stamped_before_a_suspend_stays_in_its_window() {
+        const HOUR: u64 = 3_600_000_000_000;
+        let drained = Clock {
+            monotonic_ns: 5_000,
+            now: Timestamp::from_nanos(HOUR),
+        };
+        // Stamped, drained in vain because the machine slept for an hour, and drained.
+        let after = Clock {
+            monotonic_ns: 7_000,
+            now: Timestamp::from_nanos(2 * HOUR + 2_000),
+        };
+        let dated = after.at(6_000);
+        assert!(drained.now() <= dated && dated <= after.now());
+        // What came after it is dated right.
+        assert_eq!(after.at(6_500), Timestamp::from_nanos(2 * HOUR + 1_500));
+    }
 }

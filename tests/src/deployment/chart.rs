@@ -17,11 +17,12 @@ use super::{
 const NAMESPACE: &str = "microshield";
 
 /// Components, and the values that switch them on.
-const SWITCHES: [(&str, &str); 4] = [
+const SWITCHES: [(&str, &str); 5] = [
     ("beside-scope", ".Values.besideScope.enabled"),
     ("local-resolve", ".Values.localResolve.enabled"),
     ("mtls", ".Values.mtls.enabled"),
     ("prometheus", ".Values.prometheus.enabled"),
+    ("sys-admin", ".Values.sysAdmin.enabled"),
 ];
 
 /// Part of an object.

@@ -21,7 +21,13 @@ use serde_json::Value;
 pub type Objects = BTreeMap<String, Value>;
 
 /// The features that can be switched on: components and overlays have their names.
-pub const FEATURES: [&str; 4] = ["beside-scope", "local-resolve", "mtls", "prometheus"];
+pub const FEATURES: [&str; 5] = [
+    "beside-scope",
+    "local-resolve",
+    "mtls",
+    "prometheus",
+    "sys-admin",
+];
 
 /// The folder of the deployment.
 #[must_use]

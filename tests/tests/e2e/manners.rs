@@ -50,12 +50,15 @@ pub(crate) fn tests() -> Vec<Test> {
             format!("manners::starts_in_time[{hooks}]"),
             move || {
                 let lab = lab()?;
-                // Whatever else this machine does must not count.
+                // Whatever else this machine does must not count: of three starts the best, without the time in which the
+                // agent could have run and another program did.
                 let mut best = Duration::MAX;
                 for _ in 0..3 {
                     let begin = Instant::now();
-                    let agent = Agent::start(&lab, &AgentOptions::stdout("node-1").hooks(hooks))?;
-                    best = best.min(begin.elapsed());
+                    let mut agent =
+                        Agent::start(&lab, &AgentOptions::stdout("node-1").hooks(hooks))?;
+                    let took = begin.elapsed();
+                    best = best.min(took.saturating_sub(waited(agent.process())?));
                     agent.stop()?;
                 }
                 ensure!(best < START, "{best:?}");
@@ -72,6 +75,14 @@ fn lab() -> Result<Lab> {
     cluster.pod("shop", "client");
     cluster.pod("shop", "server");
     Lab::start(cluster)
+}
+
+/// How long a program's first thread could have run and did not: the second number of `/proc/PID/schedstat`.
+fn waited(program: &Process) -> Result<Duration> {
+    let file = format!("/proc/{}/schedstat", program.pid());
+    let text = std::fs::read_to_string(&file).with_context(|| file.clone())?;
+    let nanoseconds = text.split(' ').nth(1).with_context(|| file.clone())?;
+    Ok(Duration::from_nanos(nanoseconds.parse()?))
 }
 
 /// `HTTP/1.1 STATUS …` and the body.

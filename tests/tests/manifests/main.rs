@@ -8,6 +8,7 @@
 mod beside_scope;
 mod chart;
 mod command_lines;
+mod dockerfile;
 mod documents;
 mod kustomization;
 mod load;

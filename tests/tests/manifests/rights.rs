@@ -201,3 +201,36 @@ fn every_node_has_an_agent_which_preempts_nobody() {
     assert_eq!(class.preemption_policy.as_deref(), Some("Never"));
     assert_ne!(class.global_default, Some(true));
 }
+
+/// For nodes that know no `CAP_BPF`: the same, with the older right in place of the newer two.
+#[test]
+fn the_fallback_has_one_right_in_place_of_two() {
+    let file = crate::load::deploy().join("components/sys-admin/kustomization.yaml");
+    let component: serde_json::Value =
+        serde_yaml::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let [patch] = component["patches"].as_array().unwrap().as_slice() else {
+        panic!("one patch is expected");
+    };
+    assert_eq!(patch["target"]["kind"], "DaemonSet");
+    assert_eq!(patch["target"]["name"], "microshield-agent");
+    let operations: serde_json::Value =
+        serde_yaml::from_str(patch["patch"].as_str().unwrap()).unwrap();
+    let [operation] = operations.as_array().unwrap().as_slice() else {
+        panic!("one operation is expected");
+    };
+    assert_eq!(operation["op"], "replace");
+    let path = operation["path"].as_str().unwrap();
+    let place = path
+        .strip_prefix("/spec/template/spec/containers/0/")
+        .unwrap();
+    let container = serde_json::to_value(container(load().agent())).unwrap();
+    let replaced = container.pointer(&format!("/{place}")).unwrap();
+    assert_eq!(
+        *replaced,
+        serde_json::json!(["BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE"])
+    );
+    assert_eq!(
+        operation["value"],
+        serde_json::json!(["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE"])
+    );
+}

@@ -57,7 +57,7 @@ pub(super) fn pack(entries: &[Entry], epoch: u64) -> Result<Layer> {
     // The header of the compressed file has neither a name nor a time.
     let mut gzip = GzBuilder::new()
         .mtime(0)
-        .write(Vec::new(), Compression::best());
+        .write(Vec::new(), Compression::default());
     gzip.write_all(&tar)?;
     Ok(Layer {
         packed: gzip.finish()?,

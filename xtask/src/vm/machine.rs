@@ -18,7 +18,7 @@ use crate::proc::line;
 const LIMIT: Duration = Duration::from_secs(900);
 
 /// The longest that it may say nothing: no test takes as long.
-const SILENCE: Duration = Duration::from_secs(240);
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// Memory in MiB: the initramfs, which stays in it, and the lab.
 const MEMORY: u32 = 3072;

@@ -30,7 +30,7 @@ impl ReportUrl {
 
     /// Host and port as they stand in the URL.
     pub(super) fn authority(&self) -> &str {
-        self.0
+        self.uri
             .authority()
             .map_or("", |authority| authority.as_str())
     }
