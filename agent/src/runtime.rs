@@ -125,6 +125,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     .map_err(name_who_refuses)?;
     tracing::info!(node, hooks = %capture.hooks(), udp = capture.sees_udp(), cgroup_root = %cgroup_root.display(), "capturing");
 
+    let capabilities = capabilities_of(&capture, args.mode);
     let view = topology.view();
     let pulse = Pulse::default();
     let desk = match args.metrics {
@@ -164,6 +165,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
                 urls: args.output.generator,
                 node,
                 resolve,
+                capabilities,
+                view: Some(view),
                 encoding: args.stream.wire.into(),
                 credentials: args.stream.credentials(),
             };
@@ -196,6 +199,18 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     }
     log_totals(&totals?, undelivered);
     Ok(())
+}
+
+/// What is captured and how, for the generator.
+fn capabilities_of(capture: &Capture, mode: capture::Mode) -> Vec<String> {
+    let mut capabilities = vec!["tcp".to_owned(), capture.hooks().to_string()];
+    if capture.sees_udp() {
+        capabilities.push("udp".to_owned());
+    }
+    if mode == capture::Mode::Connections {
+        capabilities.push("connections".to_owned());
+    }
+    capabilities
 }
 
 fn open_plugin(args: &args::ToScope, node: &str) -> Result<Option<(Plugin, Arc<Recent>)>, Failure> {

@@ -123,6 +123,8 @@ async fn start() -> (
         urls: vec![url.parse().unwrap()],
         node: "node-1".to_owned(),
         resolve: Resolve::Both,
+        capabilities: vec!["tcp".to_owned()],
+        view: None,
         encoding: Encoding::MessagePack,
         credentials: Credentials::default(),
     };
@@ -143,6 +145,8 @@ fn start_with_spool(
             .collect(),
         node: "node-1".to_owned(),
         resolve: Resolve::Both,
+        capabilities: vec!["tcp".to_owned()],
+        view: None,
         encoding: Encoding::Json,
         credentials: Credentials::default(),
     };

@@ -167,7 +167,7 @@ pub enum ConnectionEvent {
 }
 
 /// The process at the observed end.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Process {
     /// Process id in the node's own pid namespace.
     pub pid: u32,

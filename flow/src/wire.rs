@@ -6,14 +6,18 @@
 //! A batch that was not acknowledged is sent again after a reconnect; the generator recognises it by (instance,
 //! sequence) and acknowledges it without counting it twice.
 //!
-//! A message is an object with one key, its name: `{"ack": {"sequence": 7}}`. Binary frames are MessagePack with named fields and the same values as in JSON (addresses are text, for one), text frames JSON; a peer answers in the form in which it was spoken
-//! to. Unknown fields are ignored.
+//! A message is an object with one key, its name: `{"ack": {"sequence": 7}}`. Binary frames are MessagePack with named
+//! fields, text frames JSON; a peer answers in the form in which it was spoken to. Unknown fields are ignored. The form of
+//! a batch is [`Packed`]: a table of ends, and flows that refer to it.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
+pub use self::batch::{End, Flow, NoSuchPlace, Packed, RawEnd};
 use crate::{record::FlowRecord, time::Timestamp};
+
+mod batch;
 
 /// The WebSocket subprotocol: its name carries the protocol's major version.
 pub const SUBPROTOCOL: &str = "microshield.v1";
@@ -21,8 +25,8 @@ pub const SUBPROTOCOL: &str = "microshield.v1";
 /// The path of the generator's endpoint for agents.
 pub const AGENTS_PATH: &str = "/agents";
 
-/// The largest message that either side accepts, in bytes. A batch of [`MAX_BATCH_FLOWS`] ordinary flows is a third of
-/// it.
+/// The largest message that either side accepts, in bytes. A batch of [`MAX_BATCH_FLOWS`] flows between as many pairs of
+/// ordinary pods is a third of it, one of a node that has a hundred ends a thirtieth.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
 /// The most flows that an agent puts into one batch.
@@ -48,6 +52,17 @@ pub enum AgentMessage {
     Batch(Batch),
 }
 
+/// What an agent says, with the ends of its flows as they came: for who has met most of them before.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RawMessage<'a> {
+    /// As [`AgentMessage::Hello`].
+    Hello(Hello),
+    /// As [`AgentMessage::Batch`]; whether its flows refer to what there is, is not known yet.
+    #[serde(borrow)]
+    Batch(Packed<RawEnd<'a>>),
+}
+
 /// Who the agent is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -61,6 +76,12 @@ pub struct Hello {
     /// Which ends of its records the agent has named; default [`Resolve::Both`].
     #[serde(default)]
     pub resolve: Resolve,
+    /// What it captures and how, in words such as `udp`; default none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+    /// What its clock says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Timestamp>,
 }
 
 /// Which ends of a record its observer names.
@@ -77,8 +98,8 @@ pub enum Resolve {
     Local,
 }
 
-/// Flows of one window, and what was lost in it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Flows of one window, and what was lost in it. On its way it is [`Packed`].
+#[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Counts without gaps within an agent's instance; an instance that the generator does not know may begin with any
     /// number.
@@ -88,8 +109,26 @@ pub struct Batch {
     /// The flows.
     pub flows: Vec<FlowRecord>,
     /// Observations lost in the window, by reason; empty when nothing was.
-    #[serde(default)]
     pub losses: BTreeMap<String, u64>,
+    /// How the agent was when it made the batch.
+    pub health: Option<Health>,
+}
+
+/// How an agent is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Flows that wait in memory to be sent.
+    #[serde(default)]
+    pub pending: u64,
+    /// Batches in its spool.
+    #[serde(default)]
+    pub spool_batches: u64,
+    /// What these take, in bytes.
+    #[serde(default)]
+    pub spool_bytes: u64,
+    /// For how many seconds its view of the cluster's objects has not been current.
+    #[serde(default)]
+    pub watch_stale_seconds: u64,
 }
 
 /// A span of time.
@@ -173,14 +212,10 @@ pub fn encode<M: Serialize>(message: &M, encoding: Encoding) -> Result<Vec<u8>, 
     let bytes = match encoding {
         Encoding::MessagePack => {
             let mut bytes = Vec::new();
-            message.serialize(
-                &mut rmp_serde::Serializer::new(&mut bytes)
-                    .with_struct_map()
-                    .with_human_readable(),
-            )?;
+            message.serialize(&mut rmp_serde::Serializer::new(&mut bytes).with_struct_map())?;
             bytes
         }
-        Encoding::Json => serde_json::to_vec(message)?,
+        Encoding::Json => to_vec(message, encoding)?,
     };
     within_limit(&bytes)?;
     Ok(bytes)
@@ -190,8 +225,36 @@ pub fn encode<M: Serialize>(message: &M, encoding: Encoding) -> Result<Vec<u8>, 
 ///
 /// # Errors
 /// If it is too long or malformed; the reason is fit to be sent to the peer.
-pub fn decode<M: DeserializeOwned>(bytes: &[u8], encoding: Encoding) -> Result<M, WireError> {
+pub fn decode<'a, M: Deserialize<'a>>(bytes: &'a [u8], encoding: Encoding) -> Result<M, WireError> {
     within_limit(bytes)?;
+    match encoding {
+        Encoding::MessagePack => {
+            let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+            deserializer.set_max_depth(MAX_DEPTH);
+            Ok(M::deserialize(&mut deserializer)?)
+        }
+        Encoding::Json => from_slice(bytes, encoding),
+    }
+}
+
+/// Encodes in the form that is for people, in which addresses are text, also in MessagePack: what an end is.
+fn to_vec<M: Serialize>(message: &M, encoding: Encoding) -> Result<Vec<u8>, WireError> {
+    Ok(match encoding {
+        Encoding::MessagePack => {
+            let mut bytes = Vec::new();
+            message.serialize(
+                &mut rmp_serde::Serializer::new(&mut bytes)
+                    .with_struct_map()
+                    .with_human_readable(),
+            )?;
+            bytes
+        }
+        Encoding::Json => serde_json::to_vec(message)?,
+    })
+}
+
+/// Decodes what [`to_vec`] encodes.
+fn from_slice<'a, M: Deserialize<'a>>(bytes: &'a [u8], encoding: Encoding) -> Result<M, WireError> {
     Ok(match encoding {
         Encoding::MessagePack => {
             let mut deserializer =
@@ -240,10 +303,68 @@ mod tests {
     use super::*;
 
     const BATCH: &str = r#"{"batch": {"sequence": 7, "window": {"from": 1.5, "to": 2.5}, "losses": {"ring_full": 3},
-        "flows": [{"timestamp": 2.25, "hostname": "node-1", "protocol": "UDP", "direction": "egress", "count": 12,
-                   "tuple": {"src_addr": "10.0.0.1", "src_port": 0, "dst_addr": "fd00::1", "dst_port": 53},
-                   "src": {"pod": {"id": "u", "namespace": "n", "name": "p", "addresses": ["10.0.0.1"]}, "service": {}},
-                   "dst": {"pod": {}, "service": {}}, "via": "[fd00::1]:53"}]}}"#;
+        "hostname": "node-1", "sources": ["ebpf"],
+        "ends": [{"address": "10.0.0.1",
+                  "pod": {"id": "u", "namespace": "n", "name": "p", "addresses": ["10.0.0.1"], "labels": {"a": "b"}}},
+                 {"address": "fd00::1"}],
+        "processes": [{"pid": 7, "comm": "curl"}],
+        "flows": [{"src": 0, "dst": 1, "port": 53, "protocol": "UDP", "direction": "egress", "count": 12,
+                   "first_seen": 2.0, "last_seen": 2.25, "process": 0, "via": "[fd00::1]:53"},
+                  {"src": 1, "dst": 0, "port": 80, "last_seen": 2.25, "hostname": "node-2", "sources": []}],
+        "health": {"pending": 3, "spool_batches": 1, "spool_bytes": 100, "watch_stale_seconds": 0}}}"#;
+
+    #[test]
+    fn a_batch_is_the_records_that_its_flows_are() {
+        let AgentMessage::Batch(batch) = decode(BATCH.as_bytes(), Encoding::Json).unwrap() else {
+            panic!("no batch");
+        };
+        let records: Vec<FlowRecord> = [
+            r#"{"timestamp": 2.25, "hostname": "node-1", "protocol": "UDP", "direction": "egress", "count": 12,
+                "first_seen": 2.0, "tuple": {"src_addr": "10.0.0.1", "src_port": 0, "dst_addr": "fd00::1", "dst_port": 53},
+                "src": {"pod": {"id": "u", "namespace": "n", "name": "p", "addresses": ["10.0.0.1"], "labels": {"a": "b"}}},
+                "dst": {}, "process": {"pid": 7, "comm": "curl"}, "sources": ["ebpf"], "via": "[fd00::1]:53"}"#,
+            r#"{"timestamp": 2.25, "hostname": "node-2",
+                "tuple": {"src_addr": "fd00::1", "src_port": 0, "dst_addr": "10.0.0.1", "dst_port": 80},
+                "dst": {"pod": {"id": "u", "namespace": "n", "name": "p", "addresses": ["10.0.0.1"], "labels": {"a": "b"}}},
+                "src": {}}"#,
+        ]
+        .map(|record| serde_json::from_str(record).unwrap())
+        .into();
+        assert_eq!(batch.flows, records);
+    }
+
+    #[test]
+    fn an_end_that_is_not_there_is_refused() {
+        for (place, other, field) in [
+            (r#""src": 0"#, r#""src": 2"#, "flows[0].src"),
+            (r#""dst": 0"#, r#""dst": 4294967295"#, "flows[1].dst"),
+            (r#""process": 0"#, r#""process": 1"#, "flows[0].process"),
+        ] {
+            let broken = BATCH.replace(place, other);
+            let error = decode::<AgentMessage>(broken.as_bytes(), Encoding::Json).unwrap_err();
+            assert!(error.to_string().contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn equal_ends_have_equal_bytes() {
+        let message: AgentMessage = decode(BATCH.as_bytes(), Encoding::Json).unwrap();
+        for encoding in [Encoding::MessagePack, Encoding::Json] {
+            let [one, other] = [(); 2].map(|()| encode(&message, encoding).unwrap());
+            let [one, other] = [&one, &other].map(|bytes| {
+                let RawMessage::Batch(batch) = decode(bytes, encoding).unwrap() else {
+                    panic!("no batch");
+                };
+                batch.ends
+            });
+            assert_eq!(one, other);
+            let AgentMessage::Batch(batch) = &message else {
+                panic!("no batch");
+            };
+            let end = one[0].decode(encoding).unwrap();
+            assert_eq!(end.endpoint, batch.flows[0].src);
+        }
+    }
 
     #[test]
     fn a_batch_survives_both_encodings() {
@@ -291,6 +412,8 @@ mod tests {
             node: String::new(),
             version: String::new(),
             resolve: Resolve::Both,
+            capabilities: Vec::new(),
+            clock: None,
         });
         assert!(matches!(
             encode(&hello, Encoding::Json),

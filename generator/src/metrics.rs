@@ -2,7 +2,7 @@
 //!
 //! Counters are kept as things happen; everything else is made of a [`Status`] when it is asked for.
 
-use std::fmt;
+use std::{fmt, sync::atomic::AtomicU64};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -90,6 +90,11 @@ pub fn text(meter: &Meter, status: &Status) -> Result<String, fmt::Error> {
         status.ledger.observations,
     );
     gauge(
+        "ledger_edges",
+        "Connections between two ends and a port, those that both sides name alike counted once",
+        status.ledger.edges,
+    );
+    gauge(
         "ledger_bytes",
         "Memory that the ledger takes, about",
         status.ledger.bytes,
@@ -134,6 +139,10 @@ pub fn text(meter: &Meter, status: &Status) -> Result<String, fmt::Error> {
     let heard = Family::<OfNode, Gauge>::default();
     let lag = Family::<OfNode, Gauge>::default();
     let connected = Family::<OfNode, Gauge>::default();
+    let pending = Family::<OfNode, Gauge>::default();
+    let spooled = Family::<OfNode, Gauge>::default();
+    let stale = Family::<OfNode, Gauge>::default();
+    let ahead = Family::<OfNode, Gauge<f64, AtomicU64>>::default();
     for agent in &status.agents {
         let node = OfNode {
             node: agent.node.clone(),
@@ -151,6 +160,14 @@ pub fn text(meter: &Meter, status: &Status) -> Result<String, fmt::Error> {
             let behind = status.now.as_nanos().saturating_sub(until.as_nanos());
             raise(&lag, signed(behind / 1_000_000_000));
         }
+        if let Some(health) = &agent.health {
+            raise(&pending, signed(health.pending));
+            raise(&spooled, signed(health.spool_bytes));
+            raise(&stale, signed(health.watch_stale_seconds));
+        }
+        if let Some(seconds) = agent.clock_ahead_seconds {
+            ahead.get_or_create(&node).set(seconds);
+        }
     }
     registry.register(
         "agent_connected",
@@ -166,6 +183,26 @@ pub fn text(meter: &Meter, status: &Status) -> Result<String, fmt::Error> {
         "agent_lag_seconds",
         "How long ago the last window ended that the node's agent has reported",
         lag,
+    );
+    registry.register(
+        "agent_pending_flows",
+        "Flows that waited in the memory of the node's agent when it made its last batch",
+        pending,
+    );
+    registry.register(
+        "agent_spool_bytes",
+        "What the agent's spool took then",
+        spooled,
+    );
+    registry.register(
+        "agent_watch_stale_seconds",
+        "For how long the agent's view of the cluster's objects had not been current then",
+        stale,
+    );
+    registry.register(
+        "agent_clock_ahead_seconds",
+        "How far the agent's clock was ahead of the generator's when it connected",
+        ahead,
     );
     let losses = Family::<OfLoss, Counter>::default();
     for loss in &status.losses {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use flow::time::Timestamp;
+use flow::{time::Timestamp, wire::Health};
 use serde::{Deserialize, Serialize};
 
 use crate::store::Loss;
@@ -39,6 +39,9 @@ pub struct Status {
 pub struct LedgerStatus {
     /// Observations: an edge that both ends' agents saw has two.
     pub observations: u64,
+    /// Connections between two ends and a port, those that both sides name alike counted once.
+    #[serde(default)]
+    pub edges: u64,
     /// What they take in memory, about.
     pub bytes: u64,
     /// What the database takes on disk.
@@ -64,7 +67,7 @@ pub struct TopologyStatus {
 }
 
 /// An agent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AgentStatus {
     /// Its node.
     pub node: String,
@@ -82,6 +85,15 @@ pub struct AgentStatus {
     pub reported_until: Option<Timestamp>,
     /// Observations of its node that were lost.
     pub lost: u64,
+    /// What it said that it captures, and how; of one that is connected.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// How far its clock was ahead of the generator's when it connected.
+    #[serde(default)]
+    pub clock_ahead_seconds: Option<f64>,
+    /// How it was when it made its last batch.
+    #[serde(default)]
+    pub health: Option<Health>,
 }
 
 /// Losses of one kind.

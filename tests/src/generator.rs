@@ -38,13 +38,6 @@ impl GeneratorOptions {
         self
     }
 
-    /// Adds an argument and its value.
-    #[must_use]
-    pub fn arg(mut self, flag: &str, value: &str) -> Self {
-        self.args.extend([flag.to_owned(), value.to_owned()]);
-        self
-    }
-
     /// Has it learn the cluster's objects from the API server of this kubeconfig.
     #[must_use]
     pub fn kube(mut self, kubeconfig: &Path) -> Self {

@@ -130,7 +130,6 @@ impl RealApi {
         Access {
             kubeconfig: Some(self.folder.path().join(user)),
             context: None,
-            scope_ca: None,
         }
     }
 

@@ -26,6 +26,12 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Flows a second into the ledger, with 10, 100 and 1,000 agents; bytes and time per flow of each encoding.
+    Stream {
+        /// Passed on, such as `--agents 10,100 --edges 50000 --json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Memory and processor time that it takes to read a report of Weave Scope of 10 and 100 MiB, in each of its forms.
     ScopeReport {
         /// Passed on, such as `--mib 200 --rounds 9 --json`.
@@ -77,16 +83,19 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
             proc::build_release()?;
             become_program("bench-scope-log", args)
         }
-        Bench::Generator { args } => {
-            proc::run(cargo().args(["build", "--release", "--bins"]).args([
-                "-p",
-                "generator",
-                "-p",
-                "tests",
-            ]))?;
-            become_program("bench-generator", args)
-        }
+        Bench::Stream { args } => generator("bench-stream", args),
+        Bench::Generator { args } => generator("bench-generator", args),
     }
+}
+
+/// A program that measures the generator.
+fn generator(name: &str, args: &[String]) -> Result<()> {
+    proc::run(
+        cargo()
+            .args(["build", "--release"])
+            .args(["--bin", "microshield", "--bin", name]),
+    )?;
+    become_program(name, args)
 }
 
 fn as_root() -> Result<()> {

@@ -5,10 +5,12 @@ mod outbox;
 pub mod spool;
 mod url;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use flow::{
     backoff::Backoff,
+    source::View,
+    time::Timestamp,
     wire::{Encoding, Hello, Resolve},
 };
 use tokio::{
@@ -45,6 +47,10 @@ pub struct Config {
     pub node: String,
     /// How flows are named.
     pub resolve: Resolve,
+    /// What is captured, and how, in words.
+    pub capabilities: Vec<String>,
+    /// The view of the cluster whose age the generator is told, if there is one.
+    pub view: Option<View>,
     /// How messages are encoded.
     pub encoding: Encoding,
     /// What the generator is shown, and must show.
@@ -97,8 +103,9 @@ impl Uplink {
         reports: mpsc::Receiver<Report>,
         meter: Meter,
     ) -> Self {
+        let outbox = Outbox::new(config.resolve, spool, meter.clone());
         Self {
-            outbox: Outbox::new(config.resolve, spool, meter.clone()),
+            outbox: outbox.watching(config.view.clone()),
             meter,
             config,
             next_url: 0,
@@ -143,6 +150,8 @@ impl Uplink {
             node: self.config.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             resolve,
+            capabilities: self.config.capabilities.clone(),
+            clock: Some(Timestamp::from(SystemTime::now())),
         };
         self.meter.attempts.inc();
         let encoding = self.config.encoding;

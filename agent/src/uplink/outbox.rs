@@ -1,14 +1,16 @@
 //! What is to be sent, and what is sent but not acknowledged.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::SystemTime};
 
 use bytes::Bytes;
 use flow::{
     observations::Observations,
     record::{ConnectionEvent, FlowRecord},
+    source::View,
+    time::Timestamp,
     wire::{
-        self, AgentMessage, Batch, Encoding, MAX_BATCH_FLOWS, MAX_MESSAGE_BYTES, Resolve, Window,
-        WireError,
+        self, AgentMessage, Batch, Encoding, Health, MAX_BATCH_FLOWS, MAX_MESSAGE_BYTES, Resolve,
+        Window, WireError,
     },
 };
 use prometheus_client::metrics::gauge::Gauge;
@@ -47,6 +49,8 @@ pub(super) struct Outbox {
     /// The largest number that was acknowledged to this process under the instance whose turn it is.
     acknowledged: u64,
     meter: Meter,
+    /// What the generator is told the age of.
+    view: Option<View>,
     /// Whether the spool could not be written to the last time.
     failing: bool,
 }
@@ -109,7 +113,30 @@ impl Outbox {
             in_flight: VecDeque::new(),
             acknowledged: 0,
             meter,
+            view: None,
             failing: false,
+        }
+    }
+
+    /// The same, which tells the generator for how long this view has not been current.
+    pub(super) fn watching(self, view: Option<View>) -> Self {
+        Self { view, ..self }
+    }
+
+    /// How things are, for the generator.
+    fn health(&self) -> Health {
+        let (spool_batches, spool_bytes) = match &self.kept {
+            Kept::Memory { .. } => (0, 0),
+            Kept::Disk(spool) => (spool.batches(), spool.bytes()),
+        };
+        let since = self.view.as_ref().and_then(View::stale_since);
+        let now = Timestamp::from(SystemTime::now());
+        let stale = since.map_or(0, |since| now.as_nanos().saturating_sub(since.as_nanos()));
+        Health {
+            pending: self.pending.len() as u64,
+            spool_batches,
+            spool_bytes,
+            watch_stale_seconds: stale / 1_000_000_000,
         }
     }
 
@@ -244,6 +271,7 @@ impl Outbox {
 
     /// Takes a batch out of what is pending, encoded without a number; `None` if nothing is pending.
     fn pack(&mut self) -> Result<Option<(Entry, Batch)>, WireError> {
+        let health = self.health();
         let mut room = MAX_BATCH_FLOWS;
         while let Some(window) = self.window {
             let flows = self.pending.take(room);
@@ -257,6 +285,7 @@ impl Outbox {
                 window,
                 flows,
                 losses: self.losses.clone(),
+                health: Some(health),
             });
             let encoded = encode_unnumbered(&message);
             let AgentMessage::Batch(batch) = message else {

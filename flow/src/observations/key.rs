@@ -85,7 +85,9 @@ impl ObservationKey {
 }
 
 impl Identity {
-    fn of(endpoint: &Endpoint, address: IpAddr) -> Self {
+    /// The identity of an endpoint that was seen at this address.
+    #[must_use]
+    pub fn of(endpoint: &Endpoint, address: IpAddr) -> Self {
         match endpoint {
             Endpoint::Pod { pod, .. } if pod.host_network => Self::HostPod(PodId::of(pod), address),
             Endpoint::Pod { pod, .. } => Self::Pod(PodId::of(pod)),
@@ -131,19 +133,28 @@ pub fn client_address(record: &FlowRecord) -> IpAddr {
 #[must_use]
 pub fn server_address(record: &FlowRecord) -> IpAddr {
     let seen = record.tuple.dst_addr;
-    let own: &[IpAddr] = match &record.dst {
+    if record.via.as_ref().map(SocketAddr::ip) == Some(seen) {
+        translated(&record.dst, seen)
+    } else if let Endpoint::External(address) = record.dst {
+        address
+    } else {
+        seen
+    }
+}
+
+/// The address that an endpoint's traffic carries when it was called at a virtual one.
+#[must_use]
+pub fn translated(endpoint: &Endpoint, called: IpAddr) -> IpAddr {
+    let own: &[IpAddr] = match endpoint {
         Endpoint::External(address) => return *address,
         Endpoint::Pod { pod, .. } => &pod.addresses,
         Endpoint::Node(node) => &node.addresses,
-        Endpoint::Service(_) => return seen,
+        Endpoint::Service(_) => return called,
     };
-    if record.via.as_ref().map(SocketAddr::ip) != Some(seen) {
-        return seen;
-    }
     own.iter()
         .copied()
-        .find(|address| address.is_ipv4() == seen.is_ipv4())
-        .unwrap_or(seen)
+        .find(|address| address.is_ipv4() == called.is_ipv4())
+        .unwrap_or(called)
 }
 
 /// The canonical text: equal keys have equal texts, different keys different ones, also when names hold what no name in

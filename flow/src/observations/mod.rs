@@ -7,7 +7,7 @@ use std::{
     ops::Bound,
 };
 
-pub use self::key::{Identity, ObservationKey, PodId, client_address, server_address};
+pub use self::key::{Identity, ObservationKey, PodId, client_address, server_address, translated};
 use crate::{record::FlowRecord, time::Timestamp};
 
 /// Observations by key, each aggregated into one record. It grows with distinct edges, not with connections.

@@ -77,7 +77,7 @@ fn write(ledger: &Ledger, form: Form, to: &mut dyn Write) -> io::Result<()> {
     match form {
         Form::Records => {
             for record in ledger.records() {
-                serde_json::to_writer(&mut *to, record)?;
+                serde_json::to_writer(&mut *to, &record)?;
                 to.write_all(b"\n")?;
             }
         }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use comfy_table::{Table, presets::NOTHING};
-use flow::time::Timestamp;
+use flow::{time::Timestamp, wire::Health};
 
 use super::{Failure, remote::Remote};
 use crate::status::{STATUS_PATH, Status};
@@ -58,9 +58,10 @@ fn table(status: &Status) -> Result<String, std::fmt::Error> {
     let ledger = &status.ledger;
     writeln!(
         text,
-        "generator {}, up {}: {} observations, {} in memory, {} on disk; {connected} agents connected",
+        "generator {}, up {}: {} edges, {} observations, {} in memory, {} on disk; {connected} agents connected",
         status.version,
         age(status.now, status.started),
+        ledger.edges,
         ledger.observations,
         mib(ledger.bytes),
         mib(ledger.database_bytes),
@@ -81,8 +82,11 @@ fn table(status: &Status) -> Result<String, std::fmt::Error> {
         "CONNECTED",
         "LAST SEEN",
         "BEHIND",
+        "CLOCK",
+        "WAITING",
         "LOST",
         "INSTANCE",
+        "CAPTURES",
     ]);
     for agent in &status.agents {
         let ago = |time: Option<Timestamp>| {
@@ -96,8 +100,13 @@ fn table(status: &Status) -> Result<String, std::fmt::Error> {
             agent
                 .reported_until
                 .map_or_else(String::new, |until| age(status.now, until)),
+            agent
+                .clock_ahead_seconds
+                .map_or_else(String::new, |seconds| format!("{seconds:+.1} s")),
+            agent.health.map_or_else(String::new, waiting),
             agent.lost.to_string(),
             agent.instance.clone(),
+            agent.capabilities.join(","),
         ]);
     }
     writeln!(text, "\n{}", table.trim_fmt())?;
@@ -115,6 +124,14 @@ fn table(status: &Status) -> Result<String, std::fmt::Error> {
         writeln!(text, "\n{}", table.trim_fmt())?;
     }
     Ok(text)
+}
+
+/// What an agent had not delivered when it made its last batch.
+fn waiting(health: Health) -> String {
+    match health.spool_batches {
+        0 => format!("{} flows", health.pending),
+        batches => format!("{batches} batches, {}", mib(health.spool_bytes)),
+    }
 }
 
 fn age(now: Timestamp, then: Timestamp) -> String {

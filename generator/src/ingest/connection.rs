@@ -1,8 +1,17 @@
 //! The conversation with one agent.
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use flow::wire::{self, AgentMessage, Encoding, GeneratorMessage};
+use flow::{
+    time::Timestamp,
+    wire::{self, Encoding, GeneratorMessage, RawMessage},
+};
 use futures_util::{
     SinkExt as _, StreamExt as _,
     future::{Fuse, FutureExt as _},
@@ -24,6 +33,7 @@ use tracing::{debug, info, warn};
 use super::{
     Refusal,
     door::Stranger,
+    ends::Ends,
     session::{Ask, Ended, Feedback, Sender, Session},
     validate,
 };
@@ -87,6 +97,8 @@ pub(super) struct Call {
     pub(super) admission: Admission,
     /// Its place in the door, given up with the hello.
     pub(super) stranger: Stranger,
+    /// What is known of the ends of flows.
+    pub(super) ends: Ends,
     pub(super) meter: Meter,
 }
 
@@ -103,6 +115,7 @@ pub(super) async fn converse<S>(
     let mut connection = Connection {
         socket,
         encoding: Encoding::MessagePack,
+        ends: call.ends,
         stop,
     };
     let ending = match connection.greet(&call.admission).await {
@@ -133,6 +146,7 @@ struct Connection<S> {
     socket: WebSocketStream<S>,
     /// How the peer spoke last.
     encoding: Encoding,
+    ends: Ends,
     stop: watch::Receiver<bool>,
 }
 
@@ -157,7 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
         };
         self.encoding = data.encoding;
-        let AgentMessage::Hello(hello) = data.decode()? else {
+        let RawMessage::Hello(hello) = data.decode()? else {
             return Err(Refusal::protocol("the first message must be a hello").into());
         };
         validate::hello(&hello)?;
@@ -170,7 +184,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             );
             return Err(Refusal::policy(reason).into());
         }
-        Ok(Session::new(hello))
+        Ok(Session::new(hello, Timestamp::from(SystemTime::now())))
     }
 
     /// Passes batches to the keeper, and its feedback to the peer.
@@ -235,10 +249,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     let reserved = reserved?;
                     if let Some(data) = waiting.take() {
                         self.encoding = data.encoding;
-                        let AgentMessage::Batch(batch) = data.decode()? else {
+                        let RawMessage::Batch(batch) = data.decode()? else {
                             return Err(Refusal::protocol("hello was said before").into());
                         };
                         validate::batch(&batch)?;
+                        let batch = self.ends.decode(batch, data.encoding)?;
                         queue.send(session, Ask::Store(batch), reserved).await?;
                     }
                     heard = Instant::now();
@@ -338,7 +353,7 @@ impl Data {
         self.bytes.len()
     }
 
-    fn decode(&self) -> Result<AgentMessage, wire::WireError> {
+    fn decode(&self) -> Result<RawMessage<'_>, wire::WireError> {
         wire::decode(&self.bytes, self.encoding)
     }
 }

@@ -6,6 +6,7 @@
 
 mod connection;
 mod door;
+mod ends;
 mod export;
 mod http;
 mod refusal;
@@ -24,7 +25,10 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
-use self::door::{Door, Stranger};
+use self::{
+    door::{Door, Stranger},
+    ends::Ends,
+};
 pub use self::{
     export::{Exports, Page, PageRequest},
     http::{Desk, StatusRequest},
@@ -73,6 +77,7 @@ impl Server {
     /// Serves agents until `stop` turns true; returns when all connections have ended, which takes a bounded time.
     pub async fn run(self, desk: Arc<Desk>, stop: watch::Receiver<bool>) {
         let door = Door::default();
+        let ends = Ends::default();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         let mut crowded = false;
@@ -113,6 +118,7 @@ impl Server {
             let visit = Visit {
                 peer,
                 stranger,
+                ends: ends.clone(),
                 _place: place,
             };
             connections.spawn(serve(stream, visit, Arc::clone(&desk), stop.clone()));
@@ -132,6 +138,7 @@ struct Visit {
     peer: SocketAddr,
     /// Until it has said who it is.
     stranger: Stranger,
+    ends: Ends,
     _place: OwnedSemaphorePermit,
 }
 
@@ -169,6 +176,7 @@ async fn serve(stream: TcpStream, visit: Visit, desk: Arc<Desk>, mut stop: watch
             peer,
             admission,
             stranger: visit.stranger,
+            ends: visit.ends,
             meter: desk.meter.clone(),
         };
         connection::converse(socket, call, desk.queue.clone(), stop).await;

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use flow::wire::{Batch, Hello, MAX_MESSAGE_BYTES};
+use flow::{
+    time::Timestamp,
+    wire::{Hello, MAX_MESSAGE_BYTES, Packed},
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::Refusal;
-use crate::status::QueueStatus;
+use crate::{ledger::KnownEnd, status::QueueStatus};
 
-/// How much may wait for the keeper: KiB of messages as they came. Decoded they take some six times as much memory, so
+/// How much may wait for the keeper: KiB of messages as they came. Decoded they take little more memory, so
 /// this bounds what batches take in all, however many agents there are. A message is decoded only when there is room for
 /// it. When there is none, connections wait and read no further, so that their agents are held back by TCP; room is
 /// given in the order in which it was asked for.
@@ -99,7 +102,7 @@ pub enum Ask {
     /// An agent has said who it is.
     Join,
     /// It sent a batch, of valid content.
-    Store(Batch),
+    Store(Packed<KnownEnd>),
 }
 
 /// One connection of one agent, from its hello to its end.
@@ -107,6 +110,9 @@ pub enum Ask {
 pub struct Session {
     /// What the agent said of itself.
     pub hello: Hello,
+    /// How far its clock is ahead of ours, in seconds, if it said what its clock says. The time that the hello was on its way
+    /// is in it.
+    pub clock_ahead: Option<f64>,
     feedback: watch::Sender<Feedback>,
 }
 
@@ -120,11 +126,18 @@ pub struct Feedback {
 }
 
 impl Session {
-    /// A session, and where its feedback arrives.
+    /// A session that begins now, and where its feedback arrives.
     #[must_use]
-    pub fn new(hello: Hello) -> (Arc<Self>, watch::Receiver<Feedback>) {
+    pub fn new(hello: Hello, now: Timestamp) -> (Arc<Self>, watch::Receiver<Feedback>) {
         let (feedback, receiver) = watch::channel(Feedback::default());
-        (Arc::new(Self { hello, feedback }), receiver)
+        let seconds = |time: Timestamp| time.as_nanos() as f64 / 1e9;
+        let clock_ahead = hello.clock.map(|clock| seconds(clock) - seconds(now));
+        let session = Self {
+            hello,
+            clock_ahead,
+            feedback,
+        };
+        (Arc::new(session), receiver)
     }
 
     /// Tells the connection that batches are stored up to this number, also if it knows that already.

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use flow::{
     endpoint::{Endpoint, Labels, Pod, Service},
-    record::FlowRecord,
+    record::Process,
     time::Timestamp,
-    wire::{Batch, Hello, MAX_BATCH_FLOWS},
+    wire::{End, Flow, Hello, MAX_BATCH_FLOWS, Packed},
 };
 
 /// The longest string, in bytes. Kubernetes allows 253 for a name and, with its prefix, 317 for a label's key.
@@ -24,9 +24,12 @@ const MAX_LABELS: usize = 256;
 /// The most entries in any list of a record: addresses, backends, services of a pod.
 const MAX_LIST: usize = 4_096;
 
-/// The most bytes that a record may take in the ledger, by [`size`]. What Kubernetes allows for one object is more, but an
-/// ordinary record has one KiB, and the ledger holds a million.
-const MAX_RECORD_BYTES: usize = 64 << 10;
+/// The most bytes that an end may take in the ledger, by [`size`]. What Kubernetes allows for one object is more, but an
+/// ordinary end has half a KiB.
+const MAX_END_BYTES: usize = 32 << 10;
+
+/// The most capabilities of an agent.
+const MAX_CAPABILITIES: usize = 32;
 
 /// The most reasons for losses in one batch.
 const MAX_REASONS: usize = 64;
@@ -54,7 +57,7 @@ impl Invalid {
     }
 
     /// The same, with the field seen from further out.
-    fn within(mut self, outer: &str) -> Self {
+    pub(super) fn within(mut self, outer: &str) -> Self {
         self.field = format!("{outer}.{}", self.field);
         self
     }
@@ -64,11 +67,17 @@ impl Invalid {
 pub(super) fn hello(hello: &Hello) -> Result<(), Invalid> {
     token("instance", &hello.instance)?;
     name("node", &hello.node)?;
-    token("version", &hello.version)
+    token("version", &hello.version)?;
+    at_most("capabilities", hello.capabilities.len(), MAX_CAPABILITIES)?;
+    hello
+        .capabilities
+        .iter()
+        .try_for_each(|capability| token("capabilities", capability))?;
+    hello.clock.map_or(Ok(()), |clock| time("clock", clock))
 }
 
-/// Checks a batch.
-pub(super) fn batch(batch: &Batch) -> Result<(), Invalid> {
+/// Checks a batch, but for what its ends say.
+pub(super) fn batch<E>(batch: &Packed<E>) -> Result<(), Invalid> {
     if batch.sequence == 0 {
         return Err(Invalid::new("sequence", "batches are numbered from 1"));
     }
@@ -78,9 +87,20 @@ pub(super) fn batch(batch: &Batch) -> Result<(), Invalid> {
         return Err(Invalid::new("window", "ends before it begins"));
     }
     at_most("flows", batch.flows.len(), MAX_BATCH_FLOWS)?;
-    for (index, flow) in batch.flows.iter().enumerate() {
-        record(flow).map_err(|invalid| invalid.within(&format!("flows[{index}]")))?;
+    at_most("ends", batch.ends.len(), 2 * MAX_BATCH_FLOWS)?;
+    at_most("processes", batch.processes.len(), MAX_BATCH_FLOWS)?;
+    if !batch.flows.is_empty() {
+        name("hostname", &batch.hostname)?;
     }
+    for (index, process) in batch.processes.iter().enumerate() {
+        check_process(process).map_err(|invalid| invalid.within(&format!("processes[{index}]")))?;
+    }
+    for (index, flow) in batch.flows.iter().enumerate() {
+        check_flow(flow).map_err(|invalid| invalid.within(&format!("flows[{index}]")))?;
+    }
+    batch
+        .check()
+        .map_err(|missing| Invalid::new(missing.field(), missing.problem()))?;
     at_most("losses", batch.losses.len(), MAX_REASONS)?;
     for (reason, lost) in &batch.losses {
         token("losses", reason)?;
@@ -94,38 +114,51 @@ pub(super) fn batch(batch: &Batch) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn record(record: &FlowRecord) -> Result<(), Invalid> {
-    name("hostname", &record.hostname)?;
-    endpoint(&record.src).map_err(|invalid| invalid.within("src"))?;
-    endpoint(&record.dst).map_err(|invalid| invalid.within("dst"))?;
+fn check_flow(flow: &Flow) -> Result<(), Invalid> {
+    if let Some(hostname) = &flow.hostname {
+        name("hostname", hostname)?;
+    }
     // 0 counts nothing, and only says who else saw what was counted before.
-    if record.count > MAX_COUNT {
+    if flow.count > MAX_COUNT {
         return Err(Invalid::new(
             "count",
-            format!("{} is more than {MAX_COUNT}", record.count),
+            format!("{} is more than {MAX_COUNT}", flow.count),
         ));
     }
-    let bytes = size(record);
-    if bytes > MAX_RECORD_BYTES {
-        return Err(Invalid::new(
-            "record",
-            format!("{bytes} bytes, the limit is {MAX_RECORD_BYTES}"),
-        ));
+    if flow.port == 0 {
+        return Err(Invalid::new("port", "0: the server's port is missing"));
     }
-    time("timestamp", record.timestamp)?;
-    // `first_seen` is not after it: that is part of the record's form.
-    time("last_seen", record.last_seen)?;
-    if let Some(process) = &record.process {
-        text("process.comm", &process.comm)?;
-        if let Some(container) = &process.container {
-            token("process.container", container)?;
-        }
+    time("last_seen", flow.last_seen)?;
+    time("timestamp", flow.timestamp())?;
+    if flow.last_seen < flow.first_seen() {
+        return Err(Invalid::new("last_seen", "is before `first_seen`"));
     }
     Ok(())
 }
 
-/// What the parts of a record take that can be long, in bytes; other strings are few and bounded each by itself.
-fn size(record: &FlowRecord) -> usize {
+fn check_process(process: &Process) -> Result<(), Invalid> {
+    text("comm", &process.comm)?;
+    process
+        .container
+        .as_deref()
+        .map_or(Ok(()), |container| token("container", container))
+}
+
+/// Checks an end.
+pub(super) fn end(end: &End) -> Result<(), Invalid> {
+    endpoint(&end.endpoint)?;
+    let bytes = size(&end.endpoint);
+    if bytes > MAX_END_BYTES {
+        return Err(Invalid::new(
+            "labels, addresses and names",
+            format!("{bytes} bytes, the limit is {MAX_END_BYTES}"),
+        ));
+    }
+    Ok(())
+}
+
+/// What the parts of an end take that can be long, in bytes; other strings are few and bounded each by itself.
+fn size(end: &Endpoint) -> usize {
     fn of_labels(labels: &Labels) -> usize {
         labels
             .iter()
@@ -146,17 +179,12 @@ fn size(record: &FlowRecord) -> usize {
                 .map(|name| size_of::<String>() + name.len())
                 .sum::<usize>()
     }
-    [&record.src, &record.dst]
-        .into_iter()
-        .map(|end| match end {
-            Endpoint::Pod { pod, service } => {
-                of_pod(pod) + service.as_deref().map_or(0, of_service)
-            }
-            Endpoint::Service(service) => of_service(service),
-            Endpoint::Node(node) => of_addresses(&node.addresses),
-            Endpoint::External(_) => 0,
-        })
-        .sum()
+    match end {
+        Endpoint::Pod { pod, service } => of_pod(pod) + service.as_deref().map_or(0, of_service),
+        Endpoint::Service(service) => of_service(service),
+        Endpoint::Node(node) => of_addresses(&node.addresses),
+        Endpoint::External(_) => 0,
+    }
 }
 
 fn endpoint(endpoint: &Endpoint) -> Result<(), Invalid> {

@@ -19,18 +19,22 @@ use std::collections::{BTreeMap, HashMap};
 
 use flow::{
     endpoint::Endpoint,
-    observations::{Observations, client_address, server_address},
-    record::{Direction, FlowRecord, Outcome, Protocol},
+    observations::translated,
+    record::{Direction, Outcome, Protocol},
 };
 
 use self::{end::End, names::Names};
-use super::edge::Edge;
+use super::{
+    edge::Edge,
+    observation::{Key, Sighting},
+};
 
 mod end;
 mod names;
 
-pub(super) fn edges(records: &Observations) -> Vec<Edge> {
-    let mut join = Join::new(records);
+/// The sightings must come in the order of their keys.
+pub(super) fn edges(sightings: &[Sighting<'_>]) -> Vec<Edge> {
+    let mut join = Join::new(sightings);
     let claims = join.unknown_backends();
     join.settle(claims);
     let claims = join.masked_clients();
@@ -65,20 +69,21 @@ struct Join<'a> {
 }
 
 impl<'a> Join<'a> {
-    fn new(records: &'a Observations) -> Self {
-        let names = Names::new(records.records());
+    fn new(sightings: &[Sighting<'a>]) -> Self {
+        let names = Names::new(sightings);
         let mut tallies = BTreeMap::<Pair<'a>, Tally<'a>>::new();
-        for (key, record) in records.iter() {
+        for sighting in sightings {
+            let key = sighting.observation.key;
             if key.outcome == Outcome::Failed {
                 continue;
             }
             let pair = Pair {
-                client: End::from(&key.client),
+                client: End::from(sighting.client),
                 protocol: key.protocol,
                 port: key.port,
-                server: End::from(&key.server),
+                server: End::from(sighting.server),
             };
-            let tally = Tally::new(record, &names);
+            let tally = Tally::new(sighting, &names);
             match tallies.get_mut(&pair) {
                 Some(known) => known.join(tally),
                 None => {
@@ -283,23 +288,36 @@ impl<'a> Join<'a> {
 }
 
 impl<'a> Tally<'a> {
-    fn new(record: &'a FlowRecord, names: &Names<'a>) -> Self {
-        let by_client = record.direction == Direction::Egress;
+    fn new(sighting: &Sighting<'a>, names: &Names<'a>) -> Self {
+        let observation = sighting.observation;
+        let Key {
+            protocol,
+            port,
+            direction,
+            ..
+        } = observation.key;
+        let by_client = direction == Direction::Egress;
+        let (src, dst) = (sighting.src, sighting.dst);
+        let via = observation.names.via.map(|called| called.ip());
         Self {
             edge: Edge {
-                client: names.newest(&record.src),
-                client_address: client_address(record),
-                server: names.newest(&record.dst),
-                server_address: server_address(record),
-                protocol: record.protocol,
-                port: record.tuple.dst_port,
-                seen_by_client: if by_client { record.count } else { 0 },
-                seen_by_server: if by_client { 0 } else { record.count },
-                first_seen: record.first_seen,
-                last_seen: record.last_seen,
-                sources: record.sources.clone(),
+                client: names.newest(&src.endpoint),
+                client_address: src.address,
+                server: names.newest(&dst.endpoint),
+                server_address: if via == Some(dst.address) {
+                    translated(&dst.endpoint, dst.address)
+                } else {
+                    dst.address
+                },
+                protocol,
+                port,
+                seen_by_client: if by_client { observation.count } else { 0 },
+                seen_by_server: if by_client { 0 } else { observation.count },
+                first_seen: observation.first_seen,
+                last_seen: observation.last_seen,
+                sources: observation.sources.into(),
             },
-            client_node: by_client.then_some(record.hostname.as_str()),
+            client_node: by_client.then_some(&*observation.names.hostname),
         }
     }
 

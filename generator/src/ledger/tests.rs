@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use flow::{
     endpoint::Endpoint,
+    observations::ObservationKey,
     record::{Direction, Outcome},
     time::Timestamp,
 };
@@ -395,7 +396,7 @@ proptest! {
     #[test]
     fn a_ledger_can_be_restored_from_its_records_in_parts(records in any_records(), cut in 0..60_usize) {
         let (head, tail) = records.split_at(cut.min(records.len()));
-        let restored = ledger(ledger(head.to_vec()).records().chain(ledger(tail.to_vec()).records()).cloned());
+        let restored = ledger(ledger(head.to_vec()).records().chain(ledger(tail.to_vec()).records()));
         prop_assert_eq!(restored, ledger(records));
     }
 

@@ -4,23 +4,40 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use flow::{
     endpoint::{Pod, Service},
-    observations::{Identity, ObservationKey, PodId},
-    record::FlowRecord,
+    observations::{Identity, PodId},
+    wire::End,
 };
 
-/// What the allocator and the tree add to an entry: nodes of a tree are between half and entirely full.
+use super::{
+    ends::Entry,
+    observation::{Key, Observation},
+};
+
+/// What the allocator and a table add to an entry: tables are between half and entirely full.
 const ENTRY: usize = 160;
 
-/// Strings of a record that are its own: the node, the process and its container.
-const OWN_STRINGS: usize = 192;
+/// An observation: its entry, its place under its key, and what it may have for itself, its process.
+pub(super) const OF_OBSERVATION: usize = size_of::<Observation>() + 4 * size_of::<Key>() + PROCESS;
 
-/// An observation, which is held with two copies of its key's strings: in the key, and about as many bytes in the record.
-pub(super) fn of_observation(key: &ObservationKey) -> usize {
-    size_of::<ObservationKey>()
-        + size_of::<FlowRecord>()
-        + ENTRY
-        + OWN_STRINGS
-        + 2 * (of_identity(&key.client) + of_identity(&key.server))
+/// Strings and counts of a process; most observations of one batch share them.
+const PROCESS: usize = 96;
+
+/// An end, without the pod and the service that it shares with others.
+pub(super) const OF_END: usize = size_of::<Entry>() + size_of::<End>() + ENTRY;
+
+/// An identity, which is held twice: by number and for its number.
+pub(super) fn of_identity(identity: &Identity) -> usize {
+    let of_pod = |id: &PodId| match id {
+        PodId::Uid(uid) => uid.len(),
+        PodId::Name { namespace, name } => namespace.len() + name.len(),
+    };
+    let strings = match identity {
+        Identity::Pod(id) | Identity::HostPod(id, _) => of_pod(id),
+        Identity::Service { namespace, name } => namespace.len() + name.len(),
+        Identity::Node { name, .. } => name.len(),
+        Identity::External(_) => 0,
+    };
+    2 * (size_of::<Identity>() + strings) + ENTRY
 }
 
 pub(super) fn of_pod(pod: &Pod) -> usize {
@@ -52,19 +69,6 @@ pub(super) fn of_service(service: &Service) -> usize {
         + of_labels(&service.labels)
         + of_labels(&service.selector)
         + service.backends.len() * size_of::<IpAddr>()
-}
-
-fn of_identity(identity: &Identity) -> usize {
-    let of_pod = |id: &PodId| match id {
-        PodId::Uid(uid) => uid.len(),
-        PodId::Name { namespace, name } => namespace.len() + name.len(),
-    };
-    match identity {
-        Identity::Pod(id) | Identity::HostPod(id, _) => of_pod(id),
-        Identity::Service { namespace, name } => namespace.len() + name.len(),
-        Identity::Node { name, .. } => name.len(),
-        Identity::External(_) => 0,
-    }
 }
 
 fn of_labels(labels: &BTreeMap<String, String>) -> usize {

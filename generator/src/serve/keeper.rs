@@ -8,9 +8,10 @@ use std::{
 };
 
 use flow::{
+    record::FlowRecord,
     source::View,
     time::Timestamp,
-    wire::{Batch, Resolve},
+    wire::{Health, Packed, Resolve},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -20,11 +21,11 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     page::page,
-    round::{Bounds, Round, Verdict},
+    round::{Bounds, Naming, Round, Verdict},
 };
 use crate::{
     ingest::{Ask, PageRequest, Receiver, Refusal, Request, Session, StatusRequest},
-    ledger::Edge,
+    ledger::{Edge, KnownEnd},
     metrics::Meter,
     status::{AgentStatus, LedgerStatus, LossStatus, QueueStatus, Status, TopologyStatus},
     store::{Losses, State, Store, StoreError},
@@ -77,6 +78,21 @@ struct Connected {
     version: String,
     /// The end of the last window that it has reported.
     reported_until: Option<Timestamp>,
+    /// How it was when it made its last batch.
+    health: Option<Health>,
+    clock_ahead: Option<f64>,
+    capabilities: Vec<String>,
+}
+
+impl Connected {
+    /// Says what is known of the connection.
+    fn describe(&self, agent: &mut AgentStatus) {
+        agent.connected = true;
+        agent.reported_until = self.reported_until;
+        agent.health = self.health;
+        agent.clock_ahead_seconds = self.clock_ahead;
+        agent.capabilities.clone_from(&self.capabilities);
+    }
 }
 
 /// Owns the state and the store.
@@ -176,7 +192,7 @@ impl Keeper {
                     }
                 }
                 Some(PageRequest { after, answer }) = pages.recv() => {
-                    match page(&self.state, after.as_ref()) {
+                    match page(&self.state, after) {
                         Ok(page) => drop(answer.send(page)),
                         // Records of flows have a form in JSON; the reader is told by the end of its body.
                         Err(error) => error!(%error, "a page of the ledger cannot be written"),
@@ -210,11 +226,10 @@ impl Keeper {
                 node: agent.node.clone(),
                 instance: instance.to_owned(),
                 version: agent.version.clone(),
-                connected: false,
                 last_sequence: agent.last_sequence,
                 last_seen: Some(agent.last_seen),
-                reported_until: None,
                 lost: lost.get(agent.node.as_str()).copied().unwrap_or(0),
+                ..AgentStatus::default()
             })
             .collect();
         // They are in the order of their instances.
@@ -226,20 +241,18 @@ impl Keeper {
             let found =
                 agents[..stored].binary_search_by(|agent| agent.instance.as_str().cmp(instance));
             match found {
-                Ok(place) => {
-                    agents[place].connected = true;
-                    agents[place].reported_until = connected.reported_until;
+                Ok(place) => connected.describe(&mut agents[place]),
+                Err(_) => {
+                    let mut agent = AgentStatus {
+                        node: connected.node.clone(),
+                        instance: instance.clone(),
+                        version: connected.version.clone(),
+                        lost: lost.get(connected.node.as_str()).copied().unwrap_or(0),
+                        ..AgentStatus::default()
+                    };
+                    connected.describe(&mut agent);
+                    agents.push(agent);
                 }
-                Err(_) => agents.push(AgentStatus {
-                    node: connected.node.clone(),
-                    instance: instance.clone(),
-                    version: connected.version.clone(),
-                    connected: true,
-                    last_sequence: 0,
-                    last_seen: None,
-                    reported_until: None,
-                    lost: lost.get(connected.node.as_str()).copied().unwrap_or(0),
-                }),
             }
         }
         agents.sort_by(|one, other| {
@@ -256,6 +269,7 @@ impl Keeper {
             started: self.started,
             ledger: LedgerStatus {
                 observations: self.state.ledger.len() as u64,
+                edges: self.state.ledger.count_edges() as u64,
                 bytes: self.state.ledger.bytes() as u64,
                 database_bytes: self.store.bytes().await.unwrap_or(0),
             },
@@ -285,7 +299,7 @@ impl Keeper {
                 Ask::Store(batch) => {
                     flows += batch.flows.len() as u64;
                     batches += 1;
-                    self.apply(&mut round, &session, batch, now)
+                    self.apply(&mut round, &session, &batch, now)
                 }
             };
             drop(room);
@@ -298,9 +312,10 @@ impl Keeper {
             self.answer(&answers);
             return Ok(());
         }
-        let changed = !changes.observations.is_empty() || !changes.losses.is_empty() || retired > 0;
+        let changed = !changes.ledger.is_empty() || !changes.losses.is_empty() || retired > 0;
         match self.store.commit(&changes).await {
             Ok(()) => {
+                self.state.ledger.stored();
                 self.delay = None;
                 self.answer(&answers);
                 self.meter.commits.inc();
@@ -356,6 +371,9 @@ impl Keeper {
             node: hello.node.clone(),
             version: hello.version.clone(),
             reported_until: None,
+            health: None,
+            clock_ahead: session.clock_ahead,
+            capabilities: hello.capabilities.clone(),
         };
         let older = self.sessions.insert(hello.instance.clone(), connected);
         if let Some(older) = older.and_then(|older| older.session.upgrade()) {
@@ -369,25 +387,30 @@ impl Keeper {
         &mut self,
         round: &mut Round,
         session: &Session,
-        mut batch: Batch,
+        batch: &Packed<KnownEnd>,
         now: Timestamp,
     ) -> bool {
         let hello = &session.hello;
         let sequence = batch.sequence;
-        if let (Resolve::Local, Some(view)) = (hello.resolve, &self.topology) {
-            let index = view.index();
-            for record in &mut batch.flows {
+        let index = match (hello.resolve, &self.topology) {
+            (Resolve::Local, Some(view)) => Some(view.index()),
+            (Resolve::Local, None) | (Resolve::Both, _) => None,
+        };
+        let name = |record: &mut FlowRecord| {
+            if let Some(index) = &index {
                 index.name_ends(record);
             }
-        }
+        };
+        let naming = index.is_some().then_some(&name as Naming<'_>);
         round.make_room_for(&mut self.state, &hello.instance, |instance| {
             is_connected(&self.sessions, instance)
         });
-        let until = batch.window.to;
-        match round.apply(&mut self.state, hello, batch, now) {
+        match round.apply(&mut self.state, hello, batch, naming, now) {
             Verdict::Applied => {
                 if let Some(connected) = self.sessions.get_mut(&hello.instance) {
-                    connected.reported_until = connected.reported_until.max(Some(until));
+                    let until = connected.reported_until;
+                    connected.reported_until = until.max(Some(batch.window.to));
+                    connected.health = batch.health.or(connected.health);
                 }
                 true
             }

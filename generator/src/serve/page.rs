@@ -6,7 +6,7 @@ use crate::{flows::LostLine, ingest::Page, ledger::Cursor, status::LossStatus, s
 const PAGE: usize = 256 << 10;
 
 /// The records after a place, or the first; with the last of them, what was lost.
-pub(super) fn page(state: &State, after: Option<&Cursor>) -> serde_json::Result<Page> {
+pub(super) fn page(state: &State, after: Option<Cursor>) -> serde_json::Result<Page> {
     let mut lines = Vec::with_capacity(PAGE + PAGE / 8);
     for (cursor, record) in state.ledger.after(after) {
         serde_json::to_writer(&mut lines, &record)?;

@@ -1,14 +1,17 @@
 //! What a group of batches does to the state.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use flow::{
-    observations::ObservationKey,
+    record::FlowRecord,
     time::Timestamp,
-    wire::{Batch, Hello, Window},
+    wire::{Hello, Packed, Window},
 };
 
-use crate::store::{Changes, State, Turn};
+use crate::{
+    ledger::{KnownEnd, Ledger},
+    store::{Changes, State, Turn},
+};
 
 /// The most observations that the ledger holds: what a cluster of ten thousand pods makes, each with fifty peers, seen
 /// from both ends. A new one beyond it is counted as lost; the known ones go on.
@@ -53,16 +56,17 @@ pub(super) enum Verdict {
     Refused(String),
 }
 
-/// The entries of the state that batches have changed since the last commit.
+/// Names the ends of records that came without.
+pub(super) type Naming<'a> = &'a dyn Fn(&mut FlowRecord);
+
+/// The entries of the state that batches have changed since the last commit; of the ledger, it knows that itself.
 #[derive(Debug)]
 pub(super) struct Round {
     bounds: Bounds,
-    observations: HashSet<ObservationKey>,
     agents: BTreeSet<String>,
     /// By node and reason, what this round adds.
     losses: BTreeMap<(String, String), u64>,
     forgotten: Vec<String>,
-    forgotten_observations: Vec<ObservationKey>,
     forgotten_losses: Vec<(String, String)>,
 }
 
@@ -70,21 +74,20 @@ impl Round {
     pub(super) fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
-            observations: HashSet::new(),
             agents: BTreeSet::new(),
             losses: BTreeMap::new(),
             forgotten: Vec::new(),
-            forgotten_observations: Vec::new(),
             forgotten_losses: Vec::new(),
         }
     }
 
-    /// Adds a batch to the state, if it is its turn.
+    /// Adds a batch to the state, if it is its turn. Without `naming` its ends are named.
     pub(super) fn apply(
         &mut self,
         state: &mut State,
         hello: &Hello,
-        batch: Batch,
+        batch: &Packed<KnownEnd>,
+        naming: Option<Naming<'_>>,
         now: Timestamp,
     ) -> Verdict {
         let sequence = batch.sequence;
@@ -101,15 +104,17 @@ impl Round {
         for (reason, &count) in &batch.losses {
             self.lose(state, hello, reason, count, batch.window);
         }
-        for record in batch.flows {
-            let full = state.ledger.len() >= self.bounds.observations
-                || state.ledger.bytes() >= self.bounds.bytes;
-            if full && state.ledger.get(&ObservationKey::of(&record)).is_none() {
-                self.lose(state, hello, LEDGER_FULL, record.count, batch.window);
-            } else {
-                self.observations.insert(state.ledger.observe(record));
-            }
-        }
+        let Bounds {
+            observations,
+            bytes,
+        } = self.bounds;
+        let has_room = |ledger: &Ledger| ledger.len() < observations && ledger.bytes() < bytes;
+        let refused = match naming {
+            None => state.ledger.deliver(batch, has_room),
+            Some(name) => deliver_unnamed(&mut state.ledger, batch, name, has_room),
+        };
+        let refused = refused.into_iter().fold(0, u64::saturating_add);
+        self.lose(state, hello, LEDGER_FULL, refused, batch.window);
         state.agents.advance(hello, sequence, now);
         self.agents.insert(hello.instance.clone());
         Verdict::Applied
@@ -146,19 +151,14 @@ impl Round {
 
     /// Forgets what was last seen, or lost, before `time`. Returns how many observations that were.
     pub(super) fn retire(&mut self, state: &mut State, time: Timestamp) -> usize {
-        self.forgotten_observations = state.ledger.forget_before(time);
         self.forgotten_losses = state.losses.forget_before(time);
-        self.forgotten_observations.len()
+        state.ledger.forget_before(time)
     }
 
     /// What is to be written.
     pub(super) fn changes<'a>(&'a self, state: &'a State) -> Changes<'a> {
         Changes {
-            observations: self
-                .observations
-                .iter()
-                .filter_map(|key| Some((key, state.ledger.get(key)?)))
-                .collect(),
+            ledger: state.ledger.rows(),
             agents: self
                 .agents
                 .iter()
@@ -172,7 +172,6 @@ impl Round {
                 })
                 .collect(),
             forgotten: &self.forgotten,
-            forgotten_observations: &self.forgotten_observations,
             forgotten_losses: &self.forgotten_losses,
         }
     }
@@ -184,6 +183,27 @@ impl Round {
             *lost = lost.saturating_add(count);
         }
     }
+}
+
+/// As [`Ledger::deliver`], for a batch whose records are to be named one by one: who an address was depends on the time.
+fn deliver_unnamed(
+    ledger: &mut Ledger,
+    batch: &Packed<KnownEnd>,
+    name: Naming<'_>,
+    has_room: impl Fn(&Ledger) -> bool,
+) -> Vec<u64> {
+    let end = |place: u32| &*batch.ends[place as usize].end;
+    let mut refused = Vec::new();
+    for flow in &batch.flows {
+        let mut record = batch.record(flow, end(flow.src), end(flow.dst));
+        name(&mut record);
+        if has_room(ledger) {
+            ledger.observe(record);
+        } else if ledger.observe_known(record).is_err() {
+            refused.push(flow.count);
+        }
+    }
+    refused
 }
 
 #[cfg(test)]

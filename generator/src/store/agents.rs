@@ -143,6 +143,8 @@ mod tests {
             node: "node-1".to_owned(),
             version: "1".to_owned(),
             resolve: flow::wire::Resolve::Both,
+            capabilities: Vec::new(),
+            clock: None,
         }
     }
 

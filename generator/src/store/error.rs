@@ -81,25 +81,17 @@ pub enum StoreError {
         /// What the database said.
         source: sqlx::Error,
     },
-    /// A stored observation is not a flow record.
-    #[error("ledger {path}: observation `{key}`: {source}")]
-    Record {
+    /// A row holds what this program did not write.
+    #[error("ledger {path}: row {id} of {table}: {problem}")]
+    Row {
         /// The ledger's file.
         path: String,
-        /// The observation's key.
-        key: String,
+        /// The table.
+        table: &'static str,
+        /// The row's number.
+        id: i64,
         /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// A stored observation is filed under a key that is not its own.
-    #[error("ledger {path}: observation `{key}` belongs under the key `{expected}`")]
-    Misfiled {
-        /// The ledger's file.
-        path: String,
-        /// The key that it was found under.
-        key: String,
-        /// The key that its record has.
-        expected: String,
+        problem: String,
     },
 }
 

@@ -5,6 +5,7 @@
 
 mod agents;
 mod error;
+mod load;
 mod lock;
 mod losses;
 mod schema;
@@ -12,7 +13,7 @@ mod write;
 
 use std::{path::Path, time::Duration};
 
-use flow::{record::FlowRecord, time::Timestamp, wire::Window};
+use flow::{time::Timestamp, wire::Window};
 use futures_util::TryStreamExt as _;
 use sqlx::{
     ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
@@ -134,7 +135,7 @@ impl Store {
         let failed = database_error(&self.path, "read");
         let mut snapshot = self.connection.begin().await.map_err(&failed)?;
         let state = State {
-            ledger: read_ledger(&mut snapshot, &self.path).await?,
+            ledger: load::ledger(&mut snapshot, &self.path).await?,
             agents: read_agents(&mut snapshot).await.map_err(&failed)?,
             losses: read_losses(&mut snapshot).await.map_err(&failed)?,
         };
@@ -241,9 +242,7 @@ impl Store {
         if from == schema::VERSION {
             return Ok(());
         }
-        schema::migrate(&mut self.connection, from)
-            .await
-            .map_err(database_error(&self.path, "bring up to date"))
+        schema::migrate(&mut self.connection, &self.path, from).await
     }
 
     /// The version of the schema; 0 if there is none.
@@ -275,35 +274,6 @@ pub async fn read(directory: &Path) -> Result<State, StoreError> {
     let state = store.load().await?;
     store.close().await?;
     Ok(state)
-}
-
-async fn read_ledger(connection: &mut SqliteConnection, path: &str) -> Result<Ledger, StoreError> {
-    let mut ledger = Ledger::default();
-    let mut rows = sqlx::query("SELECT key, record FROM observations").fetch(connection);
-    let failed = database_error(path, "read");
-    while let Some(row) = rows.try_next().await.map_err(&failed)? {
-        let key: String = row.try_get(0).map_err(&failed)?;
-        let record: &str = row.try_get(1).map_err(&failed)?;
-        let record: FlowRecord = match serde_json::from_str(record) {
-            Ok(record) => record,
-            Err(source) => {
-                return Err(StoreError::Record {
-                    path: path.to_owned(),
-                    key,
-                    source,
-                });
-            }
-        };
-        let expected = ledger.observe(record).to_string();
-        if key != expected {
-            return Err(StoreError::Misfiled {
-                path: path.to_owned(),
-                key,
-                expected,
-            });
-        }
-    }
-    Ok(ledger)
 }
 
 async fn read_agents(connection: &mut SqliteConnection) -> sqlx::Result<Agents> {

@@ -1,4 +1,4 @@
-use flow::{observations::ObservationKey, wire::Hello};
+use flow::{observations::ObservationKey, record::FlowRecord, wire::Hello};
 use serde_json::json;
 
 use super::*;
@@ -19,6 +19,8 @@ fn hello(instance: &str) -> Hello {
         node: "node-1".to_owned(),
         version: "1".to_owned(),
         resolve: flow::wire::Resolve::Both,
+        capabilities: Vec::new(),
+        clock: None,
     }
 }
 
@@ -45,13 +47,11 @@ fn state() -> State {
 }
 
 async fn commit(store: &mut Store, state: &State, forgotten: &[String]) {
-    let keys: Vec<ObservationKey> = state.ledger.records().map(ObservationKey::of).collect();
     let changes = Changes {
-        observations: keys.iter().zip(state.ledger.records()).collect(),
         agents: state.agents.iter().collect(),
         losses: state.losses.iter().collect(),
         forgotten,
-        ..Changes::default()
+        ..Changes::of(state.ledger.rows())
     };
     store.commit(&changes).await.unwrap();
 }
@@ -84,12 +84,9 @@ async fn it_is_read_while_it_is_written() {
     let mut reader = Store::open_read_only(directory.path()).await.unwrap();
     assert_eq!(reader.load().await.unwrap(), state);
     commit(&mut store, &state, &[]).await;
-    let keys = [ObservationKey::of(&record(1, 1))];
-    let observation = record(1, 1);
-    let changes = Changes {
-        observations: vec![(&keys[0], &observation)],
-        ..Changes::default()
-    };
+    let mut other = Ledger::default();
+    other.observe(record(1, 1));
+    let changes = Changes::of(other.rows());
     reader.commit(&changes).await.unwrap_err();
     store.close().await.unwrap();
     assert_eq!(read(directory.path()).await.unwrap(), state);
@@ -122,8 +119,8 @@ async fn altered(sql: &'static str) -> tempfile::TempDir {
 async fn what_this_program_did_not_write_is_refused() {
     for (sql, refusal) in [
         (
-            "UPDATE meta SET schema_version = 2",
-            "has schema version 2, this program knows none above 1",
+            "UPDATE meta SET schema_version = 3",
+            "has schema version 3, this program knows none above 2",
         ),
         ("DROP TABLE meta", "is not a MicroShield ledger"),
         ("DELETE FROM meta", "is not a MicroShield ledger"),
@@ -132,12 +129,32 @@ async fn what_this_program_did_not_write_is_refused() {
             "is not a MicroShield ledger",
         ),
         (
-            "UPDATE observations SET record = '{}' WHERE count = 7",
-            "observation `ingress established TCP 7 pod \"1\" external 10.0.2.3`: missing field `timestamp`",
+            "UPDATE observations SET details = '{}' WHERE port = 7",
+            "row 7 of observations: missing field `outcome`",
         ),
         (
-            "UPDATE observations SET key = 'x' WHERE count = 7",
-            "observation `x` belongs under the key `ingress established TCP 7 ",
+            "UPDATE observations SET protocol = 'X' WHERE port = 7",
+            "row 7 of observations: unknown variant `X`",
+        ),
+        (
+            "UPDATE observations SET port = 8 WHERE port = 7",
+            "row 8 of observations: it is there twice",
+        ),
+        (
+            "UPDATE ends SET what = '{}' WHERE id = 1",
+            "row 1 of ends: missing field `address`",
+        ),
+        (
+            "UPDATE ends SET what = (SELECT what FROM ends WHERE id = 1)",
+            "row 2 of ends: it is there twice",
+        ),
+        (
+            "DELETE FROM ends WHERE id = 2",
+            "row 1 of observations: one of its ends is missing",
+        ),
+        (
+            "DELETE FROM counts WHERE id = 7",
+            "row 7 of observations: its counts are missing",
         ),
         ("DROP TABLE losses", "cannot read: "),
     ] {
@@ -193,20 +210,17 @@ async fn what_is_forgotten_is_gone_from_the_disk_too() {
     let forgotten = state
         .ledger
         .forget_before(Timestamp::from_nanos(2_000_002_901_000));
-    assert_eq!((forgotten.len(), state.ledger.len()), (2_900, 100));
+    assert_eq!((forgotten, state.ledger.len()), (2_900, 100));
     assert!(
         state.ledger.bytes() < weight / 20,
         "{}",
         state.ledger.bytes()
     );
-    let changes = Changes {
-        forgotten_observations: &forgotten,
-        ..Changes::default()
-    };
+    let changes = Changes::of(state.ledger.rows());
     store.commit(&changes).await.unwrap();
     store.compact().await.unwrap();
     let after = store.bytes().await.unwrap();
-    assert!(after < before / 10, "{before} bytes before, {after} after");
+    assert!(after < before / 5, "{before} bytes before, {after} after");
     assert_eq!(store.load().await.unwrap(), state);
 }
 
@@ -285,4 +299,67 @@ async fn a_migration_is_done_or_not_begun() {
     let mut store = Store::open(copy.path()).await.unwrap();
     commit(&mut store, &state(), &[]).await;
     assert_eq!(store.load().await.unwrap(), state());
+}
+
+#[tokio::test]
+async fn a_ledger_of_the_first_version_is_brought_up_to_date() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = state();
+    let mut old = SqliteConnectOptions::new()
+        .filename(directory.path().join("ledger.db"))
+        .create_if_missing(true)
+        .connect()
+        .await
+        .unwrap();
+    sqlx::raw_sql(schema::FIRST)
+        .execute(&mut old)
+        .await
+        .unwrap();
+    for record in state.ledger.records() {
+        sqlx::query("INSERT INTO observations VALUES (?, ?, 1, 1, 1)")
+            .bind(ObservationKey::of(&record).to_string())
+            .bind(serde_json::to_string(&record).unwrap())
+            .execute(&mut old)
+            .await
+            .unwrap();
+    }
+    sqlx::raw_sql("UPDATE meta SET schema_version = 1")
+        .execute(&mut old)
+        .await
+        .unwrap();
+    old.close().await.unwrap();
+
+    let unread = read(directory.path()).await.unwrap_err();
+    assert!(
+        matches!(unread, StoreError::OlderSchema { found: 1, .. }),
+        "{unread}"
+    );
+    let mut store = Store::open(directory.path()).await.unwrap();
+    assert_eq!(store.load().await.unwrap().ledger, state.ledger);
+    commit(&mut store, &state, &[]).await;
+    assert_eq!(store.load().await.unwrap(), state);
+}
+
+#[tokio::test]
+async fn what_a_ledger_of_the_first_version_cannot_have_stops_its_migration() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut old = SqliteConnectOptions::new()
+        .filename(directory.path().join("ledger.db"))
+        .create_if_missing(true)
+        .connect()
+        .await
+        .unwrap();
+    sqlx::raw_sql(schema::FIRST)
+        .execute(&mut old)
+        .await
+        .unwrap();
+    let row =
+        "INSERT INTO observations VALUES ('x', '{}', 1, 1, 1); UPDATE meta SET schema_version = 1";
+    sqlx::raw_sql(row).execute(&mut old).await.unwrap();
+    old.close().await.unwrap();
+    for _ in 0..2 {
+        let error = Store::open(directory.path()).await.unwrap_err().to_string();
+        let problem = "row 1 of observations: missing field `timestamp`";
+        assert!(error.contains(problem), "{error}");
+    }
 }

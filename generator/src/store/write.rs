@@ -1,39 +1,50 @@
 //! One transaction.
 
-use flow::{observations::ObservationKey, record::FlowRecord, time::Timestamp};
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use flow::time::Timestamp;
+use serde::Serialize;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection, query_builder::Separated};
 
 use super::{Agent, Loss};
+use crate::ledger::Rows;
 
 /// Rows per statement: each statement is a round trip to the thread that owns the database.
 const ROWS: usize = 128;
 
 /// What has changed since the last commit. Every entry is the new whole, not a difference.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Changes<'a> {
-    /// Aggregated records, under their keys.
-    pub observations: Vec<(&'a ObservationKey, &'a FlowRecord)>,
+    /// Observations and their ends.
+    pub ledger: Rows<'a>,
     /// Agents, by instance.
     pub agents: Vec<(&'a str, &'a Agent)>,
     /// Losses, by node and reason.
     pub losses: Vec<(&'a str, &'a str, &'a Loss)>,
     /// Instances that are forgotten.
     pub forgotten: &'a [String],
-    /// Observations that are.
-    pub forgotten_observations: &'a [ObservationKey],
     /// Losses that are, by node and reason.
     pub forgotten_losses: &'a [(String, String)],
 }
 
-impl Changes<'_> {
+impl<'a> Changes<'a> {
+    /// Of the ledger, and nothing else.
+    #[must_use]
+    pub fn of(ledger: Rows<'a>) -> Self {
+        Self {
+            ledger,
+            agents: Vec::new(),
+            losses: Vec::new(),
+            forgotten: &[],
+            forgotten_losses: &[],
+        }
+    }
+
     /// Whether there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.observations.is_empty()
+        self.ledger.is_empty()
             && self.agents.is_empty()
             && self.losses.is_empty()
             && self.forgotten.is_empty()
-            && self.forgotten_observations.is_empty()
             && self.forgotten_losses.is_empty()
     }
 }
@@ -71,12 +82,6 @@ async fn write(connection: &mut SqliteConnection, changes: &Changes<'_>) -> sqlx
             .execute(&mut *connection)
             .await?;
     }
-    for key in changes.forgotten_observations {
-        sqlx::query("DELETE FROM observations WHERE key = ?")
-            .bind(key.to_string())
-            .execute(&mut *connection)
-            .await?;
-    }
     for (node, reason) in changes.forgotten_losses {
         sqlx::query("DELETE FROM losses WHERE node = ? AND reason = ?")
             .bind(node.clone())
@@ -84,38 +89,89 @@ async fn write(connection: &mut SqliteConnection, changes: &Changes<'_>) -> sqlx
             .execute(&mut *connection)
             .await?;
     }
-    write_observations(&mut *connection, &changes.observations).await?;
+    ledger(&mut *connection, changes.ledger).await?;
     write_agents(&mut *connection, &changes.agents).await?;
     write_losses(&mut *connection, &changes.losses).await
 }
 
-async fn write_observations(
+/// Writes what has changed in the ledger. What is forgotten goes first: its number may be another's now.
+pub(super) async fn ledger(connection: &mut SqliteConnection, rows: Rows<'_>) -> sqlx::Result<()> {
+    for (statement, forgotten) in [
+        ("DELETE FROM counts WHERE id = ?", rows.forgotten()),
+        ("DELETE FROM observations WHERE id = ?", rows.forgotten()),
+        ("DELETE FROM ends WHERE id = ?", rows.forgotten_ends()),
+    ] {
+        for id in forgotten {
+            sqlx::query(statement)
+                .bind(*id)
+                .execute(&mut *connection)
+                .await?;
+        }
+    }
+    let ends = rows.ends().map(|end| Ok((end.row, json(end.end)?)));
+    write_rows(
+        connection,
+        "REPLACE INTO ends (id, what) ",
+        ends,
+        |mut row, (id, what)| {
+            row.push_bind(id).push_bind(what);
+        },
+    )
+    .await?;
+    let names = rows.names().map(|names| {
+        let details = json(&names.details)?;
+        Ok((names, details))
+    });
+    write_rows(
+        connection,
+        "REPLACE INTO observations (id, client, server, protocol, port, direction, details) ",
+        names,
+        |mut row, (names, details)| {
+            row.push_bind(names.row)
+                .push_bind(names.client)
+                .push_bind(names.server)
+                .push_bind(names.protocol.name())
+                .push_bind(names.port)
+                .push_bind(names.direction.name())
+                .push_bind(details);
+        },
+    )
+    .await?;
+    write_rows(
+        connection,
+        "REPLACE INTO counts (id, count, first_seen_ns, last_seen_ns, timestamp_ns) ",
+        rows.counts().map(Ok),
+        |mut row, counts| {
+            row.push_bind(counts.row)
+                .push_bind(count(counts.count))
+                .push_bind(nanos(counts.first_seen))
+                .push_bind(nanos(counts.last_seen))
+                .push_bind(nanos(counts.timestamp));
+        },
+    )
+    .await
+}
+
+/// Writes rows, many at a time.
+async fn write_rows<T>(
     connection: &mut SqliteConnection,
-    observations: &[(&ObservationKey, &FlowRecord)],
+    insert: &'static str,
+    mut rows: impl Iterator<Item = sqlx::Result<T>>,
+    mut bind: impl FnMut(Separated<'_, Sqlite, &'static str>, T),
 ) -> sqlx::Result<()> {
-    for rows in observations.chunks(ROWS) {
-        let rows = rows
-            .iter()
-            .map(|(key, record)| Ok((key.to_string(), serde_json::to_string(record)?, *record)))
-            .collect::<Result<Vec<_>, serde_json::Error>>()
-            .map_err(|error| sqlx::Error::Encode(error.into()))?;
-        let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(
-            "INSERT INTO observations (key, record, count, first_seen_ns, last_seen_ns) ",
-        );
-        insert.push_values(rows, |mut row, (key, json, record)| {
-            row.push_bind(key)
-                .push_bind(json)
-                .push_bind(count(record.count))
-                .push_bind(nanos(record.first_seen))
-                .push_bind(nanos(record.last_seen));
-        });
-        insert.push(
-            " ON CONFLICT (key) DO UPDATE SET record = excluded.record, count = excluded.count, \
-             first_seen_ns = excluded.first_seen_ns, last_seen_ns = excluded.last_seen_ns",
-        );
+    loop {
+        let some = rows.by_ref().take(ROWS).collect::<sqlx::Result<Vec<T>>>()?;
+        if some.is_empty() {
+            return Ok(());
+        }
+        let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(insert);
+        insert.push_values(some, &mut bind);
         insert.build().execute(&mut *connection).await?;
     }
-    Ok(())
+}
+
+fn json(what: &impl Serialize) -> sqlx::Result<String> {
+    serde_json::to_string(what).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
 async fn write_agents(

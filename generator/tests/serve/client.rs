@@ -146,6 +146,8 @@ pub(crate) fn hello(instance: &str) -> AgentMessage {
         node: "node-1".to_owned(),
         version: "1".to_owned(),
         resolve: flow::wire::Resolve::Both,
+        capabilities: Vec::new(),
+        clock: None,
     })
 }
 
@@ -170,6 +172,7 @@ pub(crate) fn batch_with_losses(
             .iter()
             .map(|(reason, count)| ((*reason).to_owned(), *count))
             .collect(),
+        health: None,
     })
 }
 

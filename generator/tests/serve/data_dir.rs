@@ -48,7 +48,7 @@ async fn of_a_newer_version_is_left_alone() {
         .execute(&mut database)
         .await
         .unwrap();
-    let reason = "has schema version 99, this program knows none above 1";
+    let reason = "has schema version 99, this program knows none above 2";
     assert_refused(data.path(), &[], reason);
     let output = run(&["export", "--data-dir", data.path().to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(2));

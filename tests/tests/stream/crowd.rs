@@ -59,6 +59,8 @@ impl Client {
             node: format!("node-{instance}"),
             version: "1".to_owned(),
             resolve: Resolve::Both,
+            capabilities: Vec::new(),
+            clock: None,
         };
         client.say(&AgentMessage::Hello(hello)).await?;
         match client.hear().await? {
@@ -77,6 +79,7 @@ impl Client {
             },
             flows,
             losses: BTreeMap::new(),
+            health: None,
         };
         self.say(&AgentMessage::Batch(batch)).await
     }

@@ -56,6 +56,8 @@ fn run() -> Result<()> {
         urls: vec![url.parse().map_err(anyhow::Error::msg)?],
         node: "node-1".to_owned(),
         resolve: Resolve::Both,
+        capabilities: vec!["tcp".to_owned()],
+        view: None,
         encoding: Encoding::MessagePack,
         credentials: Credentials {
             token: token.parse().ok(),

@@ -188,6 +188,7 @@ fn encode(mut flows: Vec<FlowRecord>, window: Window, losses: &mut Losses, into:
         window,
         flows,
         losses: std::mem::take(losses),
+        health: None,
     });
     match encode_unnumbered(&batch) {
         Ok(message) => into.push(Entry {

@@ -1,7 +1,7 @@
 //! One file of the spool.
 //!
 //! ```text
-//! "msspool1"  resolve: 1 byte, `b`oth or `l`ocal
+//! "msspool2"  resolve: 1 byte, `b`oth or `l`ocal
 //! entry*      length of the message: u32, CRC-32 of all that follows and of the length: u32,
 //!             connections in the batch: u64, the message
 //! ```
@@ -18,7 +18,7 @@ use std::{
 
 use flow::wire::{MAX_MESSAGE_BYTES, Resolve};
 
-const MAGIC: &[u8; 8] = b"msspool1";
+const MAGIC: &[u8; 8] = b"msspool2";
 pub(super) const HEADER_BYTES: u64 = 9;
 const ENTRY_HEADER_BYTES: usize = 16;
 

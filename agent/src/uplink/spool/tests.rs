@@ -35,6 +35,7 @@ fn entry_with(flows: Vec<FlowRecord>, losses: Losses) -> Entry {
         window,
         flows,
         losses,
+        health: None,
     });
     Entry {
         connections,

@@ -2,7 +2,7 @@
 
 use flow::{
     time::Timestamp,
-    wire::{Batch, Hello, Window},
+    wire::{AgentMessage, Batch, Hello, Window},
 };
 use tokio::{io::DuplexStream, task::JoinHandle};
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -32,6 +32,7 @@ impl Peer {
             peer,
             admission,
             stranger: Door::default().enter(peer.ip()).unwrap(),
+            ends: Ends::default(),
             meter: Meter::default(),
         };
         Self {
@@ -54,6 +55,8 @@ impl Peer {
             node: "node-1".to_owned(),
             version: "1".to_owned(),
             resolve: flow::wire::Resolve::Both,
+            capabilities: Vec::new(),
+            clock: None,
         };
         self.say(&AgentMessage::Hello(hello)).await;
         let session = match self.requests.recv().await {
@@ -116,6 +119,7 @@ fn batch(sequence: u64) -> AgentMessage {
         },
         flows: Vec::new(),
         losses: Default::default(),
+        health: None,
     })
 }
 
@@ -220,6 +224,8 @@ async fn a_token_of_another_node_s_pod_is_refused() {
         node: "node-1".to_owned(),
         version: "1".to_owned(),
         resolve: flow::wire::Resolve::Both,
+        capabilities: Vec::new(),
+        clock: None,
     };
     peer.say(&AgentMessage::Hello(hello)).await;
     let reason = "the token is of a pod on node node-2, not on node-1".to_owned();

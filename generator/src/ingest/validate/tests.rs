@@ -7,27 +7,25 @@ fn valid_batch() -> Value {
         "sequence": 1,
         "window": {"from": 1000.0, "to": 1001.0},
         "losses": {"ring_full": 3},
+        "hostname": "node-1",
+        "ends": [{
+            "address": "10.0.1.2",
+            "pod": {
+                "id": "7b1f;<pod>", "namespace": "bookinfo", "name": "sleep-1", "labels": {"app": "sleep"},
+                "workload": {"kind": "Deployment", "name": "sleep"}, "node": "node-1",
+                "addresses": ["10.0.1.2"], "services": ["sleep"],
+            },
+        }, {
+            "address": "10.0.2.3",
+            "service": {
+                "id": "9d23;<service>", "namespace": "bookinfo", "name": "reviews", "labels": {},
+                "selector": "app=reviews", "backends": ["10.0.2.3"],
+            },
+        }],
+        "processes": [{"pid": 7, "comm": "curl \u{1b}[31m", "container": "0a1b"}],
         "flows": [{
-            "timestamp": 1000.5,
-            "hostname": "node-1",
-            "tuple": {"src_addr": "10.0.1.2", "src_port": 0, "dst_addr": "10.0.2.3", "dst_port": 9080},
-            "src": {
-                "pod": {
-                    "id": "7b1f;<pod>", "namespace": "bookinfo", "name": "sleep-1", "labels": {"app": "sleep"},
-                    "workload": {"kind": "Deployment", "name": "sleep"}, "node": "node-1",
-                    "addresses": ["10.0.1.2"], "services": ["sleep"],
-                },
-                "service": {},
-            },
-            "dst": {
-                "pod": {},
-                "service": {
-                    "id": "9d23;<service>", "namespace": "bookinfo", "name": "reviews", "labels": {},
-                    "selector": "app=reviews", "backends": ["10.0.2.3"],
-                },
-            },
-            "process": {"pid": 7, "comm": "curl \u{1b}[31m", "container": "0a1b"},
-            "count": 5,
+            "src": 0, "dst": 1, "port": 9080, "last_seen": 1000.5, "count": 5, "process": 0, "hostname": "node-2",
+            "first_seen": 1000.0, "timestamp": 1000.5,
         }],
     })
 }
@@ -37,8 +35,13 @@ fn check(pointer: &str, value: Value) -> Result<(), String> {
     let mut json = valid_batch();
     let place = json.pointer_mut(pointer).unwrap();
     *place = value;
-    let parsed: Batch = serde_json::from_value(json).unwrap();
-    batch(&parsed).map_err(|invalid| invalid.to_string())
+    let parsed: Packed<End> = serde_json::from_value(json).unwrap();
+    let ends = parsed.ends.iter().enumerate();
+    let mut ends = ends
+        .map(|(index, it)| end(it).map_err(|invalid| invalid.within(&format!("ends[{index}]"))));
+    batch(&parsed)
+        .and_then(|()| ends.try_for_each(|checked| checked))
+        .map_err(|invalid| invalid.to_string())
 }
 
 fn many_labels(count: usize) -> Value {
@@ -55,9 +58,9 @@ fn what_is_within_the_bounds_passes() {
         ("/flows/0/hostname", json!("ip-10-0-0-1.ec2.internal")),
         ("/flows/0/count", json!(MAX_COUNT)),
         ("/flows/0/count", json!(0)),
-        ("/flows/0/src/pod/labels", many_labels(MAX_LABELS)),
-        ("/flows/0/src/pod/labels/app", json!("x".repeat(MAX_STRING))),
-        ("/flows/0/src/pod/name", json!("x".repeat(MAX_NAME))),
+        ("/ends/0/pod/labels", many_labels(MAX_LABELS)),
+        ("/ends/0/pod/labels/app", json!("x".repeat(MAX_STRING))),
+        ("/ends/0/pod/name", json!("x".repeat(MAX_NAME))),
         ("/flows", json!([])),
         ("/losses", json!({})),
     ] {
@@ -112,79 +115,101 @@ fn what_is_not_is_named() {
             "flows[0].count: 1099511627777 is more than 1099511627776",
         ),
         (
-            "/flows/0/src/pod/namespace",
+            "/ends/0/pod/namespace",
             json!("../../etc"),
-            "flows[0].src.pod.namespace: ../../etc is not a name",
+            "ends[0].pod.namespace: ../../etc is not a name",
         ),
         (
-            "/flows/0/src/pod/namespace",
+            "/ends/0/pod/namespace",
             json!(".."),
-            "flows[0].src.pod.namespace: .. is not a name",
+            "ends[0].pod.namespace: .. is not a name",
         ),
+        ("/ends/0/pod/name", json!(""), "ends[0].pod.name: is empty"),
         (
-            "/flows/0/src/pod/name",
-            json!(""),
-            "flows[0].src.pod.name: is empty",
-        ),
-        (
-            "/flows/0/src/pod/name",
+            "/ends/0/pod/name",
             long(),
-            "flows[0].src.pod.name: 1025 bytes, the limit is 253",
+            "ends[0].pod.name: 1025 bytes, the limit is 253",
         ),
         (
-            "/flows/0/src/pod/id",
+            "/ends/0/pod/id",
             long(),
-            "flows[0].src.pod.id: 1025 bytes, the limit is 1024",
+            "ends[0].pod.id: 1025 bytes, the limit is 1024",
         ),
         (
-            "/flows/0/src/pod/labels",
+            "/ends/0/pod/labels",
             many_labels(257),
-            "flows[0].src.pod.labels: 257 entries, the limit is 256",
+            "ends[0].pod.labels: 257 entries, the limit is 256",
         ),
         (
-            "/flows/0/src/pod/labels/app",
+            "/ends/0/pod/labels/app",
             long(),
-            "flows[0].src.pod.labels: 1025 bytes, the limit is 1024",
+            "ends[0].pod.labels: 1025 bytes, the limit is 1024",
         ),
         (
-            "/flows/0/src/pod/workload/name",
+            "/ends/0/pod/workload/name",
             json!("a/b"),
-            "flows[0].src.pod.workload.name: a/b is not a name",
+            "ends[0].pod.workload.name: a/b is not a name",
         ),
         (
-            "/flows/0/src/pod/node",
+            "/ends/0/pod/node",
             json!("a b"),
-            "flows[0].src.pod.node: a b is not a name",
+            "ends[0].pod.node: a b is not a name",
         ),
         (
-            "/flows/0/src/pod/services/0",
+            "/ends/0/pod/services/0",
             json!("é"),
-            "flows[0].src.pod.services: \\u{e9} is not a name",
+            "ends[0].pod.services: \\u{e9} is not a name",
         ),
         (
-            "/flows/0/dst/service/name",
+            "/ends/1/service/name",
             json!("a\0"),
-            "flows[0].dst.service.name: a\\u{0} is not a name",
+            "ends[1].service.name: a\\u{0} is not a name",
         ),
         (
-            "/flows/0/dst/service/backends",
-            json!(vec!["10.0.0.1"; 4_000]),
-            "flows[0].record: 68160 bytes, the limit is 65536",
+            "/ends/1/service/backends",
+            json!(vec!["10.0.0.1"; 2_000]),
+            "ends[1].labels, addresses and names: 34058 bytes, the limit is 32768",
         ),
         (
-            "/flows/0/dst/service/backends",
+            "/ends/1/service/backends",
             json!(vec!["10.0.0.1"; 4_097]),
-            "flows[0].dst.service.backends: 4097 entries, the limit is 4096",
+            "ends[1].service.backends: 4097 entries, the limit is 4096",
         ),
         (
-            "/flows/0/process/comm",
+            "/flows/0/port",
+            json!(0),
+            "flows[0].port: 0: the server's port is missing",
+        ),
+        (
+            "/flows/0/src",
+            json!(2),
+            "flows[0].src: there is no 2 in the batch's table",
+        ),
+        (
+            "/flows/0/process",
+            json!(1),
+            "flows[0].process: there is no 1 in the batch's table",
+        ),
+        (
+            "/flows/0/first_seen",
+            json!(1000.75),
+            "flows[0].last_seen: is before `first_seen`",
+        ),
+        (
+            "/flows/0/last_seen",
+            json!(17e9),
+            "flows[0].last_seen: is after the year 2262",
+        ),
+        ("/hostname", json!(""), "hostname: is empty"),
+        (
+            "/processes/0/comm",
             long(),
-            "flows[0].process.comm: 1025 bytes, the limit is 1024",
+            "processes[0].comm: 1025 bytes, the limit is 1024",
         ),
         (
-            "/flows/0/process/container",
+            "/processes/0/container",
             json!(""),
-            "flows[0].process.container: is empty",
+            "processes[0].container: is empty",
         ),
     ] {
         assert_eq!(check(pointer, value), Err(problem.to_owned()), "{pointer}");
@@ -205,6 +230,8 @@ fn a_hello_is_fit_for_a_log() {
         node: "node-1".to_owned(),
         version: "0.1.0+abc".to_owned(),
         resolve: flow::wire::Resolve::Both,
+        capabilities: Vec::new(),
+        clock: None,
     };
     assert_eq!(hello(&valid), Ok(()));
     let bad = [
@@ -218,6 +245,10 @@ fn a_hello_is_fit_for_a_log() {
         },
         Hello {
             node: "node 1".to_owned(),
+            ..valid.clone()
+        },
+        Hello {
+            capabilities: vec!["two words".to_owned()],
             ..valid.clone()
         },
         Hello {

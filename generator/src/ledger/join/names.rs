@@ -9,11 +9,11 @@ use std::{
 
 use flow::{
     endpoint::{Endpoint, Pod, Service},
-    record::FlowRecord,
+    observations::PodId,
     time::Timestamp,
 };
 
-use flow::observations::PodId;
+use super::Sighting;
 
 type Newest<T> = (Timestamp, Arc<T>);
 
@@ -23,23 +23,24 @@ pub(super) struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    /// The records must come in an order that does not depend on when they were observed: it decides between equally old
+    /// The sightings must come in an order that does not depend on when they were observed: it decides between equally old
     /// details.
-    pub(super) fn new(records: impl Iterator<Item = &'a FlowRecord>) -> Self {
+    pub(super) fn new(sightings: &[Sighting<'a>]) -> Self {
         let mut names = Self {
             pods: BTreeMap::new(),
             services: BTreeMap::new(),
         };
-        for record in records {
-            for endpoint in [&record.src, &record.dst] {
+        for sighting in sightings {
+            let last_seen = sighting.observation.last_seen;
+            for endpoint in [&sighting.src.endpoint, &sighting.dst.endpoint] {
                 match endpoint {
                     Endpoint::Pod { pod, service } => {
-                        keep(names.pods.entry(PodId::of(pod)), record.last_seen, pod);
+                        keep(names.pods.entry(PodId::of(pod)), last_seen, pod);
                         if let Some(service) = service {
-                            names.add_service(record.last_seen, service);
+                            names.add_service(last_seen, service);
                         }
                     }
-                    Endpoint::Service(service) => names.add_service(record.last_seen, service),
+                    Endpoint::Service(service) => names.add_service(last_seen, service),
                     Endpoint::Node(_) | Endpoint::External(_) => {}
                 }
             }

@@ -1,3 +1,6 @@
+use std::sync::Arc;
+
+use flow::wire::End;
 use serde_json::json;
 
 use super::*;
@@ -8,22 +11,31 @@ fn hello() -> Hello {
         node: "node-1".to_owned(),
         version: "1".to_owned(),
         resolve: flow::wire::Resolve::Both,
+        capabilities: Vec::new(),
+        clock: None,
     }
 }
 
 /// A batch with ten connections to a port, and one lost.
-fn batch(sequence: u64, port: u16) -> Batch {
-    serde_json::from_value(json!({
+fn batch(sequence: u64, port: u16) -> Packed<KnownEnd> {
+    let batch: Packed<End> = serde_json::from_value(json!({
         "sequence": sequence,
         "window": {"from": 1000.0, "to": 1001.0},
         "losses": {"ring_full": 1, "map_full": 0},
-        "flows": [{
-            "timestamp": 1000.5, "hostname": "node-1", "count": 10,
-            "tuple": {"src_addr": "10.0.1.2", "src_port": 0, "dst_addr": "10.0.2.3", "dst_port": port},
-            "src": {"pod": {}, "service": {}}, "dst": {"pod": {}, "service": {}},
-        }],
+        "hostname": "node-1",
+        "ends": [{"address": "10.0.1.2"}, {"address": "10.0.2.3"}],
+        "flows": [{"src": 0, "dst": 1, "port": port, "count": 10, "last_seen": 1000.5}],
     }))
-    .unwrap()
+    .unwrap();
+    let mut serial = 0;
+    let known = batch.try_map(|end| {
+        serial += 1;
+        Ok::<_, ()>(KnownEnd {
+            serial,
+            end: Arc::new(end),
+        })
+    });
+    known.unwrap()
 }
 
 fn counts(state: &State) -> Vec<(u16, u64)> {
@@ -50,7 +62,7 @@ fn each_batch_counts_once_and_in_its_turn() {
             Err("batch 4 leaves a gap: batch 3 is the next of this instance"),
         ),
     ] {
-        let verdict = round.apply(&mut state, &hello(), batch(sequence, port), now);
+        let verdict = round.apply(&mut state, &hello(), &batch(sequence, port), None, now);
         let expected = expected.unwrap_or_else(|reason: &str| Verdict::Refused(reason.to_owned()));
         assert_eq!(verdict, expected, "batch {sequence}");
     }
@@ -68,26 +80,25 @@ fn changes_are_the_new_whole_of_what_the_round_touched() {
     let now = Timestamp::from_nanos(1);
     let mut first = Round::new(Bounds::default());
     assert_eq!(
-        first.apply(&mut state, &hello(), batch(1, 80), now),
+        first.apply(&mut state, &hello(), &batch(1, 80), None, now),
         Verdict::Applied
     );
     assert_eq!(
-        first.apply(&mut state, &hello(), batch(2, 81), now),
+        first.apply(&mut state, &hello(), &batch(2, 81), None, now),
         Verdict::Applied
     );
+    assert_eq!(first.changes(&state).ledger.names().count(), 2);
+    state.ledger.stored();
     let mut second = Round::new(Bounds::default());
     assert_eq!(
-        second.apply(&mut state, &hello(), batch(3, 80), now),
+        second.apply(&mut state, &hello(), &batch(3, 80), None, now),
         Verdict::Applied
     );
 
     let changes = second.changes(&state);
-    let observations: Vec<_> = changes
-        .observations
-        .iter()
-        .map(|(key, record)| (key.port, record.count))
-        .collect();
-    assert_eq!(observations, [(80, 20)]);
+    let counts: Vec<u64> = changes.ledger.counts().map(|row| row.count).collect();
+    assert_eq!(counts, [20]);
+    assert_eq!(changes.ledger.names().count(), 0);
     assert_eq!(changes.agents[0].1.last_sequence, 3);
     let losses: Vec<_> = changes
         .losses
@@ -95,6 +106,7 @@ fn changes_are_the_new_whole_of_what_the_round_touched() {
         .map(|(node, reason, loss)| (*node, *reason, loss.count))
         .collect();
     assert_eq!(losses, [("node-1", "ring_full", 3)]);
+    state.ledger.stored();
     assert!(Round::new(Bounds::default()).changes(&state).is_empty());
 }
 
@@ -107,7 +119,7 @@ fn a_full_ledger_counts_what_it_does_not_take() {
     });
     let now = Timestamp::from_nanos(1);
     for (sequence, port) in [(1, 80), (2, 81), (3, 80), (4, 82)] {
-        let verdict = round.apply(&mut state, &hello(), batch(sequence, port), now);
+        let verdict = round.apply(&mut state, &hello(), &batch(sequence, port), None, now);
         assert_eq!(verdict, Verdict::Applied);
     }
     assert_eq!(counts(&state), [(80, 20)]);
@@ -123,7 +135,7 @@ fn an_agent_that_outlived_another_ledger_is_taken_in_and_its_past_is_missed() {
     let mut round = Round::new(Bounds::default());
     let now = Timestamp::from_nanos(1);
     for sequence in [57, 58] {
-        let verdict = round.apply(&mut state, &hello(), batch(sequence, 80), now);
+        let verdict = round.apply(&mut state, &hello(), &batch(sequence, 80), None, now);
         assert_eq!(verdict, Verdict::Applied);
     }
     assert_eq!(counts(&state), [(80, 20)]);

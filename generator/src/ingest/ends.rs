@@ -1,0 +1,132 @@
+//! The ends that agents have sent lately, by how they were said.
+//!
+//! An agent says the same ends in every batch, and most of them are said by many agents. Each is decoded and checked once.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use flow::wire::{Encoding, Packed, RawEnd};
+
+use super::{Refusal, validate};
+use crate::ledger::KnownEnd;
+
+/// How much text of ends is kept, in bytes, of all agents: that of some fifty thousand. When it is more, all are forgotten.
+const MAX_KEPT: usize = 32 << 20;
+
+/// Decodes ends. Copies have what they know in common.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ends(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    known: HashMap<Box<[u8]>, KnownEnd>,
+    kept: usize,
+    serials: u64,
+}
+
+impl Ends {
+    /// The batch with its ends decoded and checked, as `encoding` says them.
+    pub(super) fn decode(
+        &self,
+        batch: Packed<RawEnd<'_>>,
+        encoding: Encoding,
+    ) -> Result<Packed<KnownEnd>, Refusal> {
+        let mut index = 0;
+        batch.try_map(|end| {
+            let known = self.end(end, encoding, index);
+            index += 1;
+            known
+        })
+    }
+
+    fn end(&self, end: RawEnd<'_>, encoding: Encoding, index: usize) -> Result<KnownEnd, Refusal> {
+        if let Some(known) = self.lock().known.get(end.0) {
+            return Ok(known.clone());
+        }
+        let decoded = end.decode(encoding)?;
+        validate::end(&decoded).map_err(|invalid| {
+            Refusal::invalid(invalid.within(&format!("ends[{index}]")).to_string())
+        })?;
+        Ok(self.lock().keep(end.0, decoded))
+    }
+
+    /// Nothing panics while it is held.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn keep(&mut self, text: &[u8], end: flow::wire::End) -> KnownEnd {
+        self.serials += 1;
+        let known = KnownEnd {
+            serial: self.serials,
+            end: Arc::new(end),
+        };
+        if self.kept + text.len() > MAX_KEPT {
+            self.known.clear();
+            self.kept = 0;
+        }
+        // Two connections may have met it at the same moment: then it has two serials, which costs no more than a look.
+        if self.known.insert(text.into(), known.clone()).is_none() {
+            self.kept += text.len();
+        }
+        known
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(name: &str) -> String {
+        let labels = "x".repeat(900);
+        format!(
+            r#"{{"sequence": 1, "window": {{"from": 1, "to": 2}}, "flows": [],
+                "ends": [{{"address": "10.0.0.1", "pod": {{"id": "u", "namespace": "n", "name": "{name}",
+                           "labels": {{"a": "{labels}"}}}}}}]}}"#
+        )
+    }
+
+    fn decode(ends: &Ends, name: &str) -> Result<KnownEnd, Refusal> {
+        let text = batch(name);
+        let packed = serde_json::from_str(&text).unwrap();
+        Ok(ends.decode(packed, Encoding::Json)?.ends.remove(0))
+    }
+
+    #[test]
+    fn an_end_is_decoded_once() {
+        let ends = Ends::default();
+        let one = decode(&ends, "web-1").unwrap();
+        let again = decode(&ends.clone(), "web-1").unwrap();
+        assert_eq!(one.serial, again.serial);
+        assert!(Arc::ptr_eq(&one.end, &again.end));
+        assert_ne!(decode(&ends, "web-2").unwrap().serial, one.serial);
+    }
+
+    #[test]
+    fn what_is_not_valid_is_refused_each_time() {
+        let ends = Ends::default();
+        for _ in 0..2 {
+            let refusal = decode(&ends, "../web").unwrap_err();
+            assert!(
+                refusal
+                    .to_string()
+                    .contains("ends[0].pod.name: ../web is not a name"),
+                "{refusal}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let ends = Ends::default();
+        for number in 0..2 * MAX_KEPT / 900 {
+            decode(&ends, &format!("web-{number}")).unwrap();
+            let table = ends.lock();
+            assert!(table.kept <= MAX_KEPT && table.known.len() <= MAX_KEPT / 900);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The ends of all observations, each held once, and by number.
+//!
+//! A cluster has some thousand ends and its agents name them again and again. An end is looked at when it is met for the
+//! first time: who it is, and which identity that makes. After that it is a number, and so are identities, so that adding a
+//! flow compares integers.
+
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+use flow::{
+    observations::{Identity, translated},
+    wire::End,
+};
+use fnv::FnvHashMap;
+use slab::Slab;
+
+use super::{shared::Shared, weight};
+
+/// The place of an end.
+pub(super) type EndId = u32;
+
+/// The place of an identity.
+pub(super) type IdentityId = u32;
+
+/// Fewer ends than this are not worth a sweep.
+const SWEEP_FROM: usize = 1 << 10;
+
+/// How many serials are remembered; then all are forgotten, which costs a look at each end.
+const MAX_SERIALS: usize = 1 << 18;
+
+/// An end that was decoded once for all the batches that it is in: equal serials are equal ends.
+#[derive(Clone, Debug)]
+pub struct KnownEnd {
+    /// Given to no other end.
+    pub serial: u64,
+    /// What it says.
+    pub end: Arc<End>,
+}
+
+/// All ends.
+#[derive(Clone, Debug)]
+pub(super) struct Ends {
+    entries: Slab<Entry>,
+    by_end: HashMap<Arc<End>, EndId>,
+    by_serial: FnvHashMap<u64, EndId>,
+    identities: Slab<Identity>,
+    by_identity: HashMap<Identity, IdentityId>,
+    shared: Shared,
+    next_row: i64,
+    /// Those that are not in the store yet.
+    unwritten: Vec<EndId>,
+    sweep_at: usize,
+    weight: usize,
+}
+
+/// An end, and who it is.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    /// Its row in the store.
+    pub(super) row: i64,
+    pub(super) end: Arc<End>,
+    /// As it was seen.
+    pub(super) own: IdentityId,
+    /// As a server that was called at a virtual address, the one that was seen.
+    pub(super) behind: IdentityId,
+}
+
+impl Ends {
+    pub(super) fn get(&self, id: EndId) -> &Entry {
+        &self.entries[id as usize]
+    }
+
+    pub(super) fn identity(&self, id: IdentityId) -> &Identity {
+        &self.identities[id as usize]
+    }
+
+    /// The number of an end that came with a batch.
+    pub(super) fn known(&mut self, known: &KnownEnd) -> EndId {
+        if let Some(&id) = self.by_serial.get(&known.serial) {
+            return id;
+        }
+        let id = self.intern(End::clone(&known.end));
+        if self.by_serial.len() >= MAX_SERIALS {
+            self.by_serial.clear();
+        }
+        self.by_serial.insert(known.serial, id);
+        id
+    }
+
+    /// The number of an end.
+    pub(super) fn intern(&mut self, end: End) -> EndId {
+        if let Some(&id) = self.by_end.get(&end) {
+            return id;
+        }
+        let row = self.next_row;
+        let id = self.insert(row, end);
+        self.unwritten.push(id);
+        id
+    }
+
+    /// An end that the store has; `None` if it has it twice.
+    pub(super) fn restore(&mut self, row: i64, end: End) -> Option<EndId> {
+        (!self.by_end.contains_key(&end)).then(|| self.insert(row, end))
+    }
+
+    fn insert(&mut self, row: i64, mut end: End) -> EndId {
+        self.next_row = self.next_row.max(row.saturating_add(1));
+        self.shared.share(&mut end.endpoint);
+        let own = self.identify(&end, end.address);
+        let behind = self.identify(&end, translated(&end.endpoint, end.address));
+        let end = Arc::new(end);
+        self.weight += weight::OF_END;
+        let id = self.entries.insert(Entry {
+            row,
+            end: Arc::clone(&end),
+            own,
+            behind,
+        }) as EndId;
+        self.by_end.insert(end, id);
+        id
+    }
+
+    fn identify(&mut self, end: &End, address: IpAddr) -> IdentityId {
+        let identity = Identity::of(&end.endpoint, address);
+        if let Some(&id) = self.by_identity.get(&identity) {
+            return id;
+        }
+        self.weight += weight::of_identity(&identity);
+        let id = self.identities.insert(identity.clone()) as IdentityId;
+        self.by_identity.insert(identity, id);
+        id
+    }
+
+    /// Whether there are so many that those which nobody uses should be looked for.
+    pub(super) fn is_due(&self) -> bool {
+        self.entries.len() >= self.sweep_at
+    }
+
+    /// Forgets all but these; returns the rows of those that are forgotten.
+    pub(super) fn retain(&mut self, used: impl Iterator<Item = EndId>) -> Vec<i64> {
+        let mut wanted = vec![false; self.entries.capacity()];
+        used.for_each(|id| wanted[id as usize] = true);
+        let mut forgotten = Vec::new();
+        let by_end = &mut self.by_end;
+        self.entries.retain(|id, entry| {
+            if !wanted[id] {
+                by_end.remove(&entry.end);
+                forgotten.push(entry.row);
+            }
+            wanted[id]
+        });
+        self.by_serial.clear();
+        self.unwritten.retain(|&id| wanted[id as usize]);
+
+        let mut wanted = vec![false; self.identities.capacity()];
+        for (_, entry) in &self.entries {
+            wanted[entry.own as usize] = true;
+            wanted[entry.behind as usize] = true;
+        }
+        let by_identity = &mut self.by_identity;
+        self.identities.retain(|id, identity| {
+            if !wanted[id] {
+                by_identity.remove(identity);
+            }
+            wanted[id]
+        });
+        self.shared.sweep();
+        let identities = self.identities.iter();
+        self.weight = self.entries.len() * weight::OF_END
+            + identities
+                .map(|(_, identity)| weight::of_identity(identity))
+                .sum::<usize>();
+        self.sweep_at = SWEEP_FROM.max(2 * self.entries.len());
+        forgotten
+    }
+
+    /// Those that the store does not have yet.
+    pub(super) fn unwritten(&self) -> impl Iterator<Item = &Entry> {
+        self.unwritten.iter().map(|&id| self.get(id))
+    }
+
+    /// The store has them all.
+    pub(super) fn written(&mut self) {
+        self.unwritten.clear();
+    }
+
+    /// What they take, about, in bytes.
+    pub(super) fn weight(&self) -> usize {
+        self.weight + self.shared.weight()
+    }
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        Self {
+            entries: Slab::new(),
+            by_end: HashMap::new(),
+            by_serial: FnvHashMap::default(),
+            identities: Slab::new(),
+            by_identity: HashMap::new(),
+            shared: Shared::default(),
+            next_row: 1,
+            unwritten: Vec::new(),
+            sweep_at: SWEEP_FROM,
+            weight: 0,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Simulated agents: what they send is encoded before the clock runs.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use flow::wire::{self, AgentMessage, Encoding, GeneratorMessage, Hello, Resolve, SUBPROTOCOL};
+use futures_util::{SinkExt as _, StreamExt as _, future::try_join_all};
+use tokio::{net::TcpStream, runtime::Runtime, time::timeout};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Message, client::IntoClientRequest as _, http::HeaderValue},
+};
+
+use crate::{
+    Delivered,
+    workload::{Cluster, MOMENT},
+};
+
+/// Batches that an agent has under way, as the real one.
+const IN_FLIGHT: u64 = 8;
+
+/// How many connect at a time: a node has an address of its own, here they all have one.
+const CONNECTING: usize = 100;
+
+/// How long the generator may take to answer.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Batches of an hour.
+const HOUR: u64 = 3_600;
+
+/// All agents.
+pub(crate) struct Crew {
+    runtime: Runtime,
+    agents: Vec<Agent>,
+}
+
+struct Agent {
+    socket: WebSocketStream<TcpStream>,
+    batches: Vec<Template>,
+    sequence: u64,
+}
+
+/// An encoded batch, and where in it a time stands.
+struct Template {
+    message: Vec<u8>,
+    times: Vec<usize>,
+    flows: u64,
+}
+
+impl Crew {
+    pub(crate) fn connect(address: SocketAddr, cluster: &Cluster) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let mut agents = Vec::new();
+        for first in (0..cluster.nodes()).step_by(CONNECTING) {
+            let some = first..cluster.nodes().min(first + CONNECTING);
+            let joining = some.map(|node| Agent::join(address, cluster, node));
+            agents.extend(runtime.block_on(try_join_all(joining))?);
+        }
+        Ok(Self { runtime, agents })
+    }
+
+    /// Each agent sends each of its batches.
+    pub(crate) fn send_all_once(&mut self) -> Result<Delivered> {
+        self.send(|agent, sent| sent < agent.batches.len() as u64)
+    }
+
+    /// Each agent sends for a while.
+    pub(crate) fn send_for(&mut self, time: Duration) -> Result<Delivered> {
+        let end = Instant::now() + time;
+        self.send(|_, _| Instant::now() < end)
+    }
+
+    /// One agent sends what it sees in an hour.
+    pub(crate) fn send_hour(&mut self) -> Result<Delivered> {
+        self.agents.truncate(1);
+        self.send(|_, sent| sent < HOUR)
+    }
+
+    fn send(&mut self, goes_on: impl Fn(&Agent, u64) -> bool) -> Result<Delivered> {
+        let sending = self.agents.iter_mut().map(|agent| agent.send(&goes_on));
+        let delivered = self.runtime.block_on(try_join_all(sending))?;
+        Ok(delivered
+            .iter()
+            .fold(Delivered::default(), |sum, one| Delivered {
+                flows: sum.flows + one.flows,
+                batches: sum.batches + one.batches,
+            }))
+    }
+}
+
+impl Agent {
+    async fn join(address: SocketAddr, cluster: &Cluster, node: usize) -> Result<Self> {
+        let mut request = format!("ws://{address}/agents").into_client_request()?;
+        let subprotocol = HeaderValue::from_static(SUBPROTOCOL);
+        request
+            .headers_mut()
+            .insert("sec-websocket-protocol", subprotocol);
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (socket, _) = client_async(request, stream).await?;
+        let batches = cluster.batches(node).into_iter();
+        let mut agent = Self {
+            socket,
+            batches: batches
+                .map(|batch| Template::new(&AgentMessage::Batch(batch)))
+                .collect::<Result<_>>()?,
+            sequence: 0,
+        };
+        let hello = AgentMessage::Hello(Hello {
+            instance: format!("bench-{node}"),
+            node: format!("node-{node}"),
+            version: "1".to_owned(),
+            resolve: Resolve::Both,
+            capabilities: Vec::new(),
+            clock: None,
+        });
+        let bytes = wire::encode(&hello, Encoding::MessagePack)?;
+        agent.socket.send(Message::binary(bytes)).await?;
+        match agent.hear().await? {
+            GeneratorMessage::Welcome { last_sequence: 0 } => Ok(agent),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    async fn send(&mut self, goes_on: impl Fn(&Self, u64) -> bool) -> Result<Delivered> {
+        let mut delivered = Delivered::default();
+        if self.batches.is_empty() {
+            return Ok(delivered);
+        }
+        let first = self.sequence;
+        let mut acknowledged = first;
+        loop {
+            let sent = self.sequence - first;
+            let more = goes_on(self, sent);
+            if more && self.sequence < acknowledged + IN_FLIGHT {
+                self.sequence += 1;
+                let template = &self.batches[(self.sequence - 1) as usize % self.batches.len()];
+                let message = template.message(self.sequence)?;
+                delivered.flows += template.flows;
+                delivered.batches += 1;
+                self.socket.send(Message::binary(message)).await?;
+                continue;
+            }
+            if acknowledged == self.sequence {
+                return Ok(delivered);
+            }
+            match self.hear().await? {
+                GeneratorMessage::Ack { sequence } => acknowledged = sequence,
+                other => bail!("{other:?}"),
+            }
+        }
+    }
+
+    async fn hear(&mut self) -> Result<GeneratorMessage> {
+        loop {
+            let message = timeout(PATIENCE, self.socket.next()).await?;
+            match message.context("closed")?? {
+                Message::Binary(bytes) => return Ok(wire::decode(&bytes, Encoding::MessagePack)?),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => bail!("{other:?}"),
+            }
+        }
+    }
+}
+
+impl Template {
+    fn new(batch: &AgentMessage) -> Result<Self> {
+        let message = wire::encode(batch, Encoding::MessagePack)?;
+        let moment = (MOMENT as f64).to_be_bytes();
+        let windows = message.windows(moment.len()).enumerate();
+        let times: Vec<usize> = windows
+            .filter(|(_, bytes)| *bytes == moment)
+            .map(|(place, _)| place)
+            .collect();
+        ensure!(!times.is_empty(), "no time in a batch");
+        let AgentMessage::Batch(batch) = batch else {
+            bail!("no batch");
+        };
+        Ok(Self {
+            message,
+            times,
+            flows: batch.flows.len() as u64,
+        })
+    }
+
+    /// With its number, and of a later time the larger that is.
+    fn message(&self, sequence: u64) -> Result<Vec<u8>> {
+        let mut later = self.message.clone();
+        let moment = ((MOMENT + sequence) as f64).to_be_bytes();
+        for &place in &self.times {
+            later[place..place + moment.len()].copy_from_slice(&moment);
+        }
+        Ok(wire::with_sequence(&later, sequence)?)
+    }
+}
