@@ -166,7 +166,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
                 node,
                 resolve,
                 capabilities,
-                view: Some(view),
+                view: Some(view.clone()),
                 encoding: args.stream.wire.into(),
                 credentials: args.stream.credentials(),
             };

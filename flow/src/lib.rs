@@ -6,6 +6,7 @@
 //! * [`observations`]: records added up by what makes them the same observation;
 //! * [`wire`]: the messages between agent and generator, and their bounded codec;
 //! * [`scope_log`]: the log of the modified Weave Scope probe;
+//! * [`segment`]: the bytes of a file of an agent's spool;
 //! * [`locate`]: on which line of a YAML or JSON text a field stands;
 //! * [`topology`]: the cluster's objects and the index that answers (address, time) → endpoint;
 //! * `logging`, behind the feature of that name: what the programs say of themselves;
@@ -25,6 +26,7 @@ pub mod observations;
 pub mod parser;
 pub mod record;
 pub mod scope_log;
+pub mod segment;
 #[cfg(feature = "source")]
 pub mod source;
 pub mod time;

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Write as _},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -146,7 +146,11 @@ pub(crate) fn remove_empty(cgroup: &Path) -> Result<()> {
 
 /// By `cgroup.kill`, which leaves no fork behind, or one by one where the kernel is older than 5.14.
 fn kill(cgroup: &Path) -> io::Result<()> {
-    match fs::write(cgroup.join("cgroup.kill"), "1") {
+    // Not `fs::write`, which would make the file: where it is not, that is not permitted.
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(cgroup.join("cgroup.kill"));
+    match file.and_then(|mut file| file.write_all(b"1")) {
         // The directory is there and the file is not: an old kernel.
         Err(error) if error.kind() != ErrorKind::NotFound || !cgroup.is_dir() => Err(error),
         Err(_) => kill_one_by_one(cgroup),

@@ -10,26 +10,24 @@
 //!
 //! Which connections the current policies allow is not said: the agent does not know them (`microshield audit` does).
 
+mod form;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
+use self::form::{Column, MetadataTemplate, Node, Plugin, Report, TableTemplate};
+use super::recent::{Flow, Seen};
 use flow::{
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Pod},
     record::{Direction, Outcome},
     time::Timestamp,
 };
 use jiff::Timestamp as Time;
-use serde::Serialize;
-
-use super::recent::{Flow, Seen};
 
 /// The version of the protocol.
 pub const API_VERSION: &str = "1";
-
-/// A time at which nobody else has said anything.
-const LONG_PAST: &str = "1970-01-01T00:00:01Z";
 
 /// The most rows of the table of flows.
 const MAX_ROWS: usize = 100;
@@ -47,83 +45,6 @@ pub struct Who {
     pub id: String,
     /// This host as Scope calls it.
     pub host: String,
-}
-
-#[derive(Debug, Default, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Report<'a> {
-    endpoint: Topology<'a>,
-    process: Topology<'a>,
-    container: Topology<'a>,
-    pod: Topology<'a>,
-    host: Topology<'a>,
-    plugins: Vec<Plugin<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct Plugin<'a> {
-    id: &'a str,
-    label: &'static str,
-    description: &'static str,
-    interfaces: [&'static str; 1],
-    api_version: &'static str,
-}
-
-#[derive(Debug, Default, Serialize)]
-struct Topology<'a> {
-    nodes: BTreeMap<String, Node<'a>>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    metadata_templates: BTreeMap<&'static str, MetadataTemplate>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    table_templates: BTreeMap<&'static str, TableTemplate>,
-}
-
-#[derive(Debug, Serialize)]
-struct Node<'a> {
-    id: String,
-    topology: &'static str,
-    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    adjacency: BTreeSet<String>,
-    latest: BTreeMap<String, Latest<'a>>,
-    parents: Option<BTreeMap<&'static str, Vec<String>>>,
-    sets: (),
-    children: (),
-}
-
-#[derive(Debug, Serialize)]
-struct Latest<'a> {
-    timestamp: &'a str,
-    value: String,
-}
-
-#[derive(Debug, Serialize)]
-struct MetadataTemplate {
-    id: &'static str,
-    label: &'static str,
-    #[serde(rename = "dataType", skip_serializing_if = "str::is_empty")]
-    data_type: &'static str,
-    priority: f64,
-    from: &'static str,
-}
-
-#[derive(Debug, Serialize)]
-struct TableTemplate {
-    id: &'static str,
-    label: &'static str,
-    prefix: &'static str,
-    #[serde(rename = "type")]
-    form: &'static str,
-    columns: Vec<Column>,
-    #[serde(rename = "fixedRows")]
-    fixed_rows: BTreeMap<String, String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Column {
-    id: &'static str,
-    label: &'static str,
-    #[serde(rename = "dataType")]
-    data_type: &'static str,
 }
 
 /// What is shown of a pod, container or process: key, label, type.
@@ -242,7 +163,7 @@ impl<'a> Writer<'a> {
         let (end, address) = flow.local();
         let (host, now) = (host_id(self.host), self.now);
         let pod_id = match end {
-            Endpoint::Pod { pod, .. } => Some(format!("{};<pod>", pod.uid)),
+            Endpoint::Pod { pod, .. } if !is_static(pod) => Some(format!("{};<pod>", pod.uid)),
             _ => None,
         };
         if let (Endpoint::Pod { pod, .. }, Some(id)) = (end, &pod_id) {
@@ -379,73 +300,6 @@ impl<'a> Writer<'a> {
     }
 }
 
-impl<'a> Topology<'a> {
-    fn node(&mut self, id: &str, topology: &'static str) -> &mut Node<'a> {
-        let nodes = &mut self.nodes;
-        nodes
-            .entry(id.to_owned())
-            .or_insert_with(|| Node::new(id.to_owned(), topology))
-    }
-}
-
-impl<'a> Node<'a> {
-    fn new(id: String, topology: &'static str) -> Self {
-        Self {
-            id,
-            topology,
-            adjacency: BTreeSet::new(),
-            latest: BTreeMap::new(),
-            parents: None,
-            sets: (),
-            children: (),
-        }
-    }
-
-    /// Something that we know best.
-    fn set(&mut self, key: &str, value: String, timestamp: &'a str) {
-        self.latest
-            .insert(key.to_owned(), Latest { timestamp, value });
-    }
-
-    /// Something for a node that Scope does not know.
-    fn fill(&mut self, key: &str, value: String) {
-        self.latest.entry(key.to_owned()).or_insert(Latest {
-            timestamp: LONG_PAST,
-            value,
-        });
-    }
-
-    fn parent(&mut self, topology: &'static str, id: &str) {
-        let parents = self.parents.get_or_insert_default();
-        let ids = parents.entry(topology).or_default();
-        if !ids.iter().any(|known| known == id) {
-            ids.push(id.to_owned());
-        }
-    }
-
-    /// Adds to a list of names, separated by commas.
-    fn add_name(&mut self, key: &str, name: &str, timestamp: &'a str) {
-        let known = self.latest.get(key).map_or("", |latest| &latest.value);
-        let mut names: BTreeSet<&str> = known.split(", ").filter(|name| !name.is_empty()).collect();
-        names.insert(name);
-        let names: Vec<&str> = names.into_iter().collect();
-        let names = names.join(", ");
-        self.set(key, names, timestamp);
-    }
-
-    /// Adds a flow's connections.
-    fn count(&mut self, flow: &Flow, timestamp: &'a str) {
-        self.add_name("microshield_protocols", flow.protocol.name(), timestamp);
-        let key = match flow.outcome {
-            Outcome::Established => "microshield_connections",
-            Outcome::Failed => "microshield_failed",
-        };
-        let known = self.latest.get(key).map_or("0", |latest| &latest.value);
-        let count = known.parse::<u64>().unwrap_or_default();
-        self.set(key, count.saturating_add(flow.count).to_string(), timestamp);
-    }
-}
-
 fn shown(
     keys: &[(&'static str, &'static str, &'static str)],
 ) -> BTreeMap<&'static str, MetadataTemplate> {
@@ -464,6 +318,14 @@ fn shown(
             (*id, template)
         });
     templates.collect()
+}
+
+/// Scope knows a static pod by the hash of its manifest, not by the uid that the API has for its mirror. Nobody owns such a pod
+/// but its node, after which kubelet names it.
+fn is_static(pod: &Pod) -> bool {
+    let node = pod.node.as_deref().unwrap_or_default();
+    let rest = pod.name.strip_suffix(node);
+    pod.workload.is_none() && !node.is_empty() && rest.is_some_and(|rest| rest.ends_with('-'))
 }
 
 fn host_id(name: &str) -> String {

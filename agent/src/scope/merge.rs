@@ -12,7 +12,7 @@
 //! What leaves keeps the order of the drains: the position of the log goes on with it.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -26,21 +26,14 @@ use flow::{
 use super::{
     account::{Accounts, Key, Lot, Place, When},
     coverage::{Coverage, Span},
+    pair::Pairs,
+    queue::{Queue, ROUNDS},
     told::{Boot, Moment, Process, SAME_EVENT_NS, Socket, Told, Tracked},
 };
 use crate::{
     capture::{Clock, Event, Observation},
     resolve::Sighting,
 };
-
-/// How many drains a sighting waits for its lines. The probe writes them within some hundred milliseconds.
-const ROUNDS: u64 = 2;
-
-/// Sightings, and connections that were only tracked, that may wait; what comes when there are as many waits for nothing.
-const MAX_WAITING: usize = 65_536;
-
-/// Clients that are remembered twice over, to know what was tracked for one whose own line was read.
-const MAX_CLIENTS: usize = 16_384;
 
 /// Drains after which old counts are looked for.
 const SWEEP: u64 = 16;
@@ -96,32 +89,12 @@ pub(super) struct Merger {
     coverage: Coverage,
     /// Of the last boot that was told of, if that is not this one.
     earlier: Coverage,
-    batches: VecDeque<Batch>,
-    waiting: usize,
-    tracked: HashMap<SocketAddr, (u64, Tracked)>,
-    /// The clients of lines about sockets, lately and before.
-    clients: [HashSet<SocketAddr>; 2],
+    queue: Queue,
+    pairs: Pairs,
     /// When this process began to count.
     began_ns: u64,
     /// The end of the last drain's window.
     drained_ns: Option<u64>,
-}
-
-/// What came of one drain.
-#[derive(Debug)]
-struct Batch {
-    round: u64,
-    seen: Vec<Seen>,
-    /// What only the log tells, and what it tells late.
-    told: Vec<Sighting>,
-}
-
-/// A sighting of the kernel programs.
-#[derive(Debug)]
-struct Seen {
-    sighting: Sighting,
-    /// Lines that were set against it, by the server that they name.
-    shares: Vec<(FromLog, u64)>,
 }
 
 /// Connections that become one record.
@@ -141,10 +114,8 @@ impl Merger {
             accounts: Accounts::default(),
             coverage: Coverage::new(this),
             earlier: Coverage::new(earlier),
-            batches: VecDeque::new(),
-            waiting: 0,
-            tracked: HashMap::new(),
-            clients: Default::default(),
+            queue: Queue::default(),
+            pairs: Pairs::default(),
             began_ns: 0,
             drained_ns: None,
         }
@@ -162,28 +133,28 @@ impl Merger {
         self.count(round, sightings);
         let mut counts = Counts::default();
         let mut groups = HashMap::new();
-        let told = self.pair_tracked(round, told);
-        for socket in told {
+        for socket in self.pairs.pair(round.number, told) {
             self.place_socket(round, socket, &mut groups, &mut counts);
         }
-        for (since, tracked) in self.due_tracked(round) {
-            // Those of one drain leave with it.
+        // No line about their sockets has come.
+        let is_due = |since| round.is_last || round.number >= since + ROUNDS;
+        for (since, tracked) in self.pairs.take(is_due) {
             let mut groups = HashMap::new();
             self.place_tracked(round, tracked, is_here, &mut groups, &mut counts);
-            self.leave(since, groups);
+            self.queue.add(since, groups.into_values());
         }
-        self.leave(round.number, groups);
+        self.queue.add(round.number, groups.into_values());
         if self.accounts.is_full() || round.number.is_multiple_of(SWEEP) {
             self.accounts.forget_old(round.clock.monotonic_ns());
         }
-        (self.release(round), counts)
+        let released = self.queue.release(round.number, round.is_last);
+        (released, counts)
     }
 
     /// The first drain of which something waits.
     pub(super) fn oldest(&self) -> Option<u64> {
-        let tracked = self.tracked.values().map(|(round, _)| *round).min();
-        let batch = self.batches.front().map(|batch| batch.round);
-        tracked.into_iter().chain(batch).min()
+        let oldest = [self.pairs.oldest(), self.queue.oldest()];
+        oldest.into_iter().flatten().min()
     }
 
     /// When everything was counted, in this boot.
@@ -232,78 +203,7 @@ impl Merger {
             };
             self.accounts.add(key, lot, sighting);
         }
-        self.waiting += sightings.len();
-        let seen = sightings.into_iter().map(|sighting| Seen {
-            sighting,
-            shares: Vec::new(),
-        });
-        self.batches.push_back(Batch {
-            round: round.number,
-            seen: seen.collect(),
-            told: Vec::new(),
-        });
-    }
-
-    /// Sets apart what was only tracked; the others are told which server is behind the address that they called. What was
-    /// tracked comes shortly before the line about the socket, or shortly after it.
-    fn pair_tracked(&mut self, round: Round, told: Vec<Told>) -> Vec<(Socket, Option<SocketAddr>)> {
-        let mut sockets = Vec::with_capacity(told.len());
-        for told in told {
-            match told {
-                Told::Socket(socket) => sockets.push((socket, None)),
-                Told::Tracked(tracked) if self.knows(tracked.client) => {}
-                Told::Tracked(tracked) => {
-                    if self.tracked.len() < MAX_WAITING {
-                        self.tracked.insert(tracked.client, (round.number, tracked));
-                    }
-                }
-            }
-        }
-        for (socket, backend) in &mut sockets {
-            let Key {
-                direction,
-                local,
-                remote,
-                port,
-                client_port,
-            } = socket.key;
-            let (client, server) = match direction {
-                Direction::Egress => (local, remote),
-                Direction::Ingress => (remote, local),
-            };
-            let client = SocketAddr::new(client, client_port);
-            let server = SocketAddr::new(server, port);
-            self.remember(client);
-            // Both ends of one connection may be here: the first of their lines must leave it to the other.
-            if let Some((_, tracked)) = self.tracked.get(&client)
-                && direction == Direction::Egress
-                && tracked.called == server
-                && tracked.server != server
-            {
-                *backend = Some(tracked.server);
-            }
-        }
-        for (socket, _) in &sockets {
-            let client = match socket.key.direction {
-                Direction::Egress => socket.key.local,
-                Direction::Ingress => socket.key.remote,
-            };
-            let client = SocketAddr::new(client, socket.key.client_port);
-            self.tracked.remove(&client);
-        }
-        sockets
-    }
-
-    fn knows(&self, client: SocketAddr) -> bool {
-        self.clients.iter().any(|known| known.contains(&client))
-    }
-
-    fn remember(&mut self, client: SocketAddr) {
-        if self.clients[0].len() >= MAX_CLIENTS {
-            self.clients.swap(0, 1);
-            self.clients[0].clear();
-        }
-        self.clients[0].insert(client);
+        self.queue.push(round.number, sightings);
     }
 
     fn place_socket(
@@ -328,15 +228,6 @@ impl Merger {
             return;
         }
         alone(round, socket.key, at, from_log, groups, counts);
-    }
-
-    /// Connections that were tracked and of which no socket's line has come.
-    fn due_tracked(&mut self, round: Round) -> Vec<(u64, Tracked)> {
-        let is_due = |since: u64| round.is_last || round.number >= since + ROUNDS;
-        let due = self.tracked.extract_if(|_, (since, _)| is_due(*since));
-        let mut due: Vec<(u64, Tracked)> = due.map(|(_, tracked)| tracked).collect();
-        due.sort_by_key(|(since, tracked)| (*since, tracked.at.time));
-        due
     }
 
     fn place_tracked(
@@ -442,78 +333,33 @@ impl Merger {
         let Some(taken) = key.and_then(|key| self.accounts.take(&key, when, pid)) else {
             return false;
         };
-        let batches = &mut self.batches;
-        let waiting = taken.sighting.and_then(|place| {
-            let first = batches.front()?.round;
-            let batch = batches.get_mut(usize::try_from(place.round.checked_sub(first)?).ok()?)?;
-            batch.seen.get_mut(place.index)
+        let queue = &mut self.queue;
+        let is_waiting = (taken.sighting).is_some_and(|place| queue.share(place, from_log));
+        if is_waiting {
+            return true;
+        }
+        let group = Group {
+            key: together,
+            backend: None,
+            is_late: true,
+            second: 0,
+        };
+        let late = groups.entry(group).or_insert_with(|| {
+            let mut late = taken.like.clone();
+            late.observation.count = 0;
+            late.observation.connection = None;
+            late.observation.client_port = 0;
+            late.observation.first_seen = time;
+            late.observation.last_seen = time;
+            late.log = Some(Box::new(FromLog {
+                // What was called is what was reported, and stays.
+                backend: None,
+                ..from_log.clone()
+            }));
+            late
         });
-        match waiting {
-            Some(seen) => seen.share(from_log),
-            None => {
-                let group = Group {
-                    key: together,
-                    backend: None,
-                    is_late: true,
-                    second: 0,
-                };
-                let late = groups.entry(group).or_insert_with(|| {
-                    let mut late = taken.like.clone();
-                    late.observation.count = 0;
-                    late.observation.connection = None;
-                    late.observation.client_port = 0;
-                    late.observation.first_seen = time;
-                    late.observation.last_seen = time;
-                    late.log = Some(Box::new(FromLog {
-                        // What was called is what was reported, and stays.
-                        backend: None,
-                        ..from_log.clone()
-                    }));
-                    late
-                });
-                widen(late, time);
-            }
-        }
+        widen(late, time);
         true
-    }
-
-    /// Puts what was made of lines where it leaves with the sightings of its drain.
-    fn leave(&mut self, round: u64, groups: HashMap<Group, Sighting>) {
-        if groups.is_empty() {
-            return;
-        }
-        let first = self.batches.front().map_or(round, |batch| batch.round);
-        let index = usize::try_from(round.saturating_sub(first)).unwrap_or(0);
-        let index = index.min(self.batches.len().saturating_sub(1));
-        if let Some(batch) = self.batches.get_mut(index) {
-            self.waiting += groups.len();
-            let before = batch.told.len();
-            batch.told.extend(groups.into_values());
-            let new = &mut batch.told[before..];
-            new.sort_by_key(|sighting| sighting.observation.last_seen);
-            for sighting in new {
-                sighting.round = batch.round;
-            }
-        }
-    }
-
-    fn release(&mut self, round: Round) -> Vec<Sighting> {
-        let mut released = Vec::new();
-        while let Some(batch) = self.batches.front() {
-            let waits = round.number < batch.round + ROUNDS && self.waiting <= MAX_WAITING;
-            if waits && !round.is_last {
-                break;
-            }
-            let Some(batch) = self.batches.pop_front() else {
-                break;
-            };
-            self.waiting -= batch.seen.len() + batch.told.len();
-            for seen in batch.seen {
-                seen.leave(&mut released);
-            }
-            released.extend(batch.told);
-        }
-        released
     }
 }
 
@@ -522,36 +368,6 @@ impl Merger {
 struct At {
     time: Timestamp,
     boot: Boot,
-}
-
-impl Seen {
-    fn share(&mut self, from_log: &FromLog) {
-        let same = |(known, _): &&mut (FromLog, u64)| known.backend == from_log.backend;
-        match self.shares.iter_mut().find(same) {
-            Some((_, count)) => *count += 1,
-            None => self.shares.push((from_log.clone(), 1)),
-        }
-    }
-
-    /// One sighting for each server that lines name, and one for the rest.
-    fn leave(mut self, released: &mut Vec<Sighting>) {
-        for (from_log, count) in self.shares {
-            let mut part = self.sighting.clone();
-            let all = self.sighting.observation.count;
-            part.log = Some(Box::new(from_log));
-            if part.log.as_ref().is_some_and(|log| log.backend.is_none()) {
-                self.sighting = part;
-                continue;
-            }
-            part.observation.count = count.min(all);
-            self.sighting.observation.count = all.saturating_sub(count);
-            released.push(part);
-            if self.sighting.observation.count == 0 {
-                return;
-            }
-        }
-        released.push(self.sighting);
-    }
 }
 
 fn key_of(seen: &Observation) -> Option<Key> {

@@ -8,7 +8,9 @@ mod coverage;
 mod follow;
 mod lines;
 mod merge;
+mod pair;
 pub mod position;
+mod queue;
 #[cfg(test)]
 mod samples;
 mod told;

@@ -16,6 +16,7 @@
 mod document;
 mod draft;
 mod metered;
+mod node;
 
 use std::{
     collections::BTreeMap,

@@ -221,6 +221,39 @@ async fn messages_that_are_too_long() {
     scene.good_goes_on().await;
 }
 
+/// Frames without contents, and a message of which each frame has one byte: they take their sender's time and nobody else's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_million_tiny_frames() {
+    const MILLION: usize = 1_000_000;
+    let mut scene = Scene::set().await;
+    let start = std::time::Instant::now();
+    let ping = [0x89, 0x80, 0, 0, 0, 0];
+    let piece = |head: u8| [head, 0x81, 0, 0, 0, 0, 0];
+    let pieces = [
+        piece(0x02).to_vec(),
+        piece(0x00).repeat(MILLION - 2),
+        piece(0x80).to_vec(),
+    ];
+    for (frames, ends) in [(ping.repeat(MILLION), false), (pieces.concat(), true)] {
+        let (mut client, _) = Client::join(scene.address(), "bad").await;
+        let flood = tokio::spawn(async move {
+            client.socket.get_mut().write_all(&frames).await.unwrap();
+            client
+        });
+        while !flood.is_finished() {
+            scene.good_goes_on().await;
+        }
+        let mut client = flood.await.unwrap();
+        if ends {
+            let end = client.end().await;
+            assert_eq!(end.code, Some(CloseCode::Invalid), "{end:?}");
+        }
+        scene.good_goes_on().await;
+    }
+    let took = start.elapsed();
+    assert!(took.as_secs() < 120, "{took:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_out_of_place() {
     let mut scene = Scene::set().await;

@@ -173,9 +173,10 @@ fn read(path: &Path) -> Result<()> {
     let before_kib = status_kib("VmRSS:")?;
     let begun = cpu_seconds()?;
     let file = File::open(path)?;
-    let text: Box<dyn Read> = match path.extension() {
-        Some(_) => Box::new(GzDecoder::new(file)),
-        None => Box::new(file),
+    let compressed = path.extension().is_some_and(|name| name == "gz");
+    let text: Box<dyn Read> = match compressed {
+        true => Box::new(GzDecoder::new(file)),
+        false => Box::new(file),
     };
     let report = scope::read(text)?;
     ensure!(report.warnings.is_empty(), "{:?}", report.warnings);

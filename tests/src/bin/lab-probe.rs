@@ -168,7 +168,8 @@ fn record(cli: &Cli, line: &str, callers: &mut HashMap<Call, (String, String)>) 
         let (_, value) = fields.split_once(&format!("{name}="))?;
         value.split(' ').next()
     };
-    if (field("family"), field("protocol")) != (Some("AF_INET"), Some("IPPROTO_TCP")) {
+    // IPv4 on a socket of IPv6 is IPv4 all the same: its addresses stand in these fields too.
+    if field("protocol") != Some("IPPROTO_TCP") {
         return None;
     }
     let local: Ipv4Addr = field("saddr")?.parse().ok()?;

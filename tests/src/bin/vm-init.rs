@@ -44,7 +44,7 @@ const PROGRAMS: &str = "/lab";
 
 /// What the lab is told of the machine (`lab::pace`): by software emulation everything takes ten times as long and longer, on
 /// a busy host more.
-const PACE: [(&str, &str); 2] = [("LAB_PATIENCE", "20"), ("LAB_SHARE", "80")];
+const PACE: [(&str, &str); 2] = [("LAB_PATIENCE", "20"), ("LAB_SHARE", "125")];
 
 /// Files that a process may have open: a server in the lab keeps thousands of connections.
 const FILES: u64 = 65_536;

@@ -190,6 +190,7 @@ fn a_connect_that_completes_later(hooks: Hooks) -> Result<()> {
         pid,
         comm: "lab-pod".to_owned(),
         container,
+        fd: None,
     };
     ensure!(owner == Some(wanted), "{owner:?} is not {pid}");
     expect(&[capture], both("client", "server", 1))

@@ -96,6 +96,7 @@ fn run() -> Result<()> {
     let port = line.split_once("127.0.0.1:").context("no port")?.1;
     let port: String = port.chars().take_while(char::is_ascii_digit).collect();
 
+    fs::create_dir_all(lab.cgroup_root("node-1"))?;
     // By a name, which a static program has to resolve as well.
     let hosts = lab.folder().join("hosts");
     fs::write(&hosts, "127.0.0.1 generator.microshield.svc\n")?;

@@ -77,7 +77,7 @@ fn the_probe_sees_the_agents_socket() {
         serde_yaml::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     patch["spec"]["selector"] = json!({});
     let patch: DaemonSet = serde_json::from_value(patch).unwrap();
-    let template = &patch.spec.as_ref().unwrap().template;
+    let template = &patch.spec.template;
     assert_eq!(container(template).name, "scope-agent");
     let plugins = Path::new("/var/run/scope/plugins");
     let of_the_probe = on_the_node(template, plugins);

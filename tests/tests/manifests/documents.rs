@@ -60,11 +60,7 @@ fn messages_are_those_of_the_programs() {
         let symptom = row.split(" | ").next().unwrap();
         for message in code(symptom) {
             for part in message.split(['…', 'N']) {
-                let part = part
-                    .trim()
-                    .trim_matches(|c: char| "():, ".contains(c))
-                    .trim_start_matches("401")
-                    .trim_start_matches("503");
+                let part = part.trim().trim_matches(|c: char| "():, ".contains(c));
                 let known = others.iter().any(|other| part.contains(other));
                 // Names and options are in other places, too.
                 if known || part.len() < 9 || part.contains("microshield/") {

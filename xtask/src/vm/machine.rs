@@ -14,8 +14,8 @@ use anyhow::{Context, Result, bail};
 use super::console::Summary;
 use crate::proc::line;
 
-/// The longest that a machine may run, with everything that it tests.
-const LIMIT: Duration = Duration::from_secs(900);
+/// The longest that a machine may run, with everything that it tests: a tenth of it is enough where nothing else runs.
+const LIMIT: Duration = Duration::from_secs(2400);
 
 /// The longest that it may say nothing: no test takes as long.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -100,7 +100,7 @@ fn watch(console: impl Read + Send + 'static) -> Result<Summary> {
             }
             Err(RecvTimeoutError::Disconnected) if summary.has_ended() => return Ok(summary),
             Err(RecvTimeoutError::Disconnected) => bail!("the machine ended early: {summary}"),
-            Err(RecvTimeoutError::Timeout) if left.is_zero() => {
+            Err(RecvTimeoutError::Timeout) if left <= SILENCE => {
                 bail!("not done after {} s: {summary}", LIMIT.as_secs())
             }
             Err(RecvTimeoutError::Timeout) => {

@@ -445,3 +445,27 @@ fn a_full_answer_is_a_fraction_of_what_the_probe_takes() {
         "10"
     );
 }
+
+/// It would be a second node for one pod.
+#[test]
+fn a_static_pod_is_left_to_scope() {
+    let mut proxy = pod("proxy-vm", "vm", &["192.0.2.1"]);
+    let to = |src: &Value| {
+        let more = json!({"direction": "egress", "process": process(7)});
+        answer(&[record(
+            src.clone(),
+            json!({"pod": {}}),
+            ("192.0.2.1", "10.0.2.5", 80),
+            more,
+        )])
+    };
+    let pods = |answer: &Value| answer["Pod"]["nodes"].as_object().unwrap().len();
+    assert_eq!(pods(&to(&proxy)), 1);
+    proxy["pod"].as_object_mut().unwrap().remove("workload");
+    let answer = to(&proxy);
+    assert_eq!(pods(&answer), 0);
+    assert_eq!(
+        latest(&answer, "Process", "vm;7", "microshield_connections"),
+        "1"
+    );
+}

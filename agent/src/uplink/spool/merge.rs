@@ -139,7 +139,7 @@ impl Spool {
 fn write_segment(path: &Path, entries: &[Entry]) -> std::io::Result<()> {
     let mut file = segment::create(path, Resolve::Both)?;
     for entry in entries {
-        file.write_all(&entry.to_bytes()?)?;
+        file.write_all(&segment::to_bytes(entry)?)?;
     }
     file.sync_all()
 }

@@ -27,10 +27,10 @@ use std::{
 
 use flow::wire::Resolve;
 
-pub use self::segment::{Entry, Parsed, parse};
 use self::{name::Name, sending::Cursor};
 use super::new_instance;
 use crate::capture::Losses;
+pub use flow::segment::{Entry, Parsed, parse};
 
 /// The fewest bytes that a spool may be given.
 pub const MIN_SPOOL_BYTES: u64 = 256 << 10;

@@ -4,7 +4,7 @@
 //! The app keeps what its probes have sent in the last 15 seconds, and merges it for every question: a question costs it
 //! more than its answer costs us. So one is asked for no more often than every few seconds, and where reports are so large that
 //! reading one takes long, less often than that. MessagePack is asked for, which is a quarter shorter than JSON and takes less time
-//! to read, and compressed: a report's text repeats itself so much that a tenth of it is left.
+//! to read, and compressed: a report repeats itself so much that a seventh of it is left.
 
 mod fetch;
 mod follow;

@@ -6,10 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    Report,
-    document::{Kind, Node as ReportNode},
-};
+use super::{Report, document::Kind, node::Node as ReportNode};
 use crate::{
     endpoint::{self, Labels, Workload},
     record::Protocol,

@@ -17,8 +17,8 @@ const CALLERS: u32 = 4;
 /// Server addresses that a caller goes through before it starts anew: some seconds' work.
 const PORTION: u32 = 50;
 
-/// How long the generator may take for what was sent last.
-const SETTLED: Duration = Duration::from_secs(4);
+/// How long it takes until what was seen last is named, sent and acknowledged, and its memory given back.
+const SETTLED: Duration = Duration::from_secs(12);
 
 /// What the agent used.
 #[derive(Serialize)]

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
@@ -30,7 +30,7 @@ pub(crate) struct Options {
 
 /// Makes a pod with its network, has it talk to itself, and removes it, so many times.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    println!("ready");
+    writeln!(io::stdout(), "ready")?;
     let rest = fs::read_to_string("/proc/self/cgroup")?;
     let rest = rest
         .lines()
