@@ -254,7 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         };
                         validate::batch(&batch)?;
                         let batch = self.ends.decode(batch, data.encoding)?;
-                        queue.send(session, Ask::Store(batch), reserved).await?;
+                        queue.send(session, Ask::Store(Box::new(batch)), reserved).await?;
                     }
                     heard = Instant::now();
                 }

@@ -102,7 +102,7 @@ pub enum Ask {
     /// An agent has said who it is.
     Join,
     /// It sent a batch, of valid content.
-    Store(Packed<KnownEnd>),
+    Store(Box<Packed<KnownEnd>>),
 }
 
 /// One connection of one agent, from its hello to its end.

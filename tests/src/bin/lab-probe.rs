@@ -122,7 +122,7 @@ fn main() -> Result<()> {
         .open(instance.0.join("trace_pipe"))?;
     let out = OpenOptions::new().create(true).append(true).open(&cli.out);
     let mut out = out.with_context(|| cli.out.display().to_string())?;
-    println!("ready");
+    writeln!(io::stdout(), "ready")?;
     watch(&cli, &mut pipe, &mut out, &is_over)?;
     drop(pipe);
     Ok(())

@@ -145,6 +145,8 @@ async fn feed(api: &ApiServer, folder: &Path, address: SocketAddr) -> Result<()>
         ],
         node: "node-1".to_owned(),
         resolve: Resolve::Both,
+        capabilities: vec!["tcp".to_owned()],
+        view: None,
         encoding: Encoding::MessagePack,
         credentials: Credentials {
             token: Some(file.display().to_string().parse()?),
@@ -160,6 +162,7 @@ async fn feed(api: &ApiServer, folder: &Path, address: SocketAddr) -> Result<()>
         },
         records: vec![record("web", "api", 8080)?, record("api", "db", 5432)?],
         losses: BTreeMap::from([("ring_full".to_owned(), 3)]),
+        receipt: None,
     };
     sender.send(report).await?;
     drop(sender);

@@ -57,10 +57,11 @@ fn socket(lab: &Lab, node: &str) -> PathBuf {
 
 fn agent(lab: &Lab, node: &str) -> Result<Agent> {
     let socket = socket(lab, node).display().to_string();
-    Agent::start(
-        lab,
-        &AgentOptions::stdout(node).arg("--scope-plugin", &socket),
-    )
+    let options = AgentOptions::stdout(node).arg("--scope-plugin", &socket);
+    let mut agent = Agent::start(lab, &options)?;
+    let is_serving = |line: &str| line.contains("serving Scope as a plugin");
+    agent.process().wait_stderr(is_serving)?;
+    Ok(agent)
 }
 
 /// The body of the answer, which comes in time unless the machine has other things to do.

@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeSet, fs};
 
-use crate::load::{container, deploy, load};
+use lab::deployment;
+
+use crate::load::{container, load};
 
 /// The instructions of each stage that ends in an image, by the stage's name.
 fn stages() -> Vec<(String, BTreeSet<String>)> {
-    let text = fs::read_to_string(deploy().join("Dockerfile")).unwrap();
+    let text = fs::read_to_string(deployment::folder().join("Dockerfile")).unwrap();
     let mut stages = Vec::new();
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("FROM ") {

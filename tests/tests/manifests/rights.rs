@@ -205,7 +205,7 @@ fn every_node_has_an_agent_which_preempts_nobody() {
 /// For nodes that know no `CAP_BPF`: the same, with the older right in place of the newer two.
 #[test]
 fn the_fallback_has_one_right_in_place_of_two() {
-    let file = crate::load::deploy().join("components/sys-admin/kustomization.yaml");
+    let file = lab::deployment::folder().join("components/sys-admin/kustomization.yaml");
     let component: serde_json::Value =
         serde_yaml::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     let [patch] = component["patches"].as_array().unwrap().as_slice() else {

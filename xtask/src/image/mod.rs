@@ -10,6 +10,7 @@ mod programs;
 
 use std::{
     env, fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -143,7 +144,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             });
         }
         let digest = layout.finish(&instances, env!("CARGO_PKG_VERSION"), program.title)?;
-        println!("{}@{digest}", folder.display());
+        writeln!(io::stdout(), "{}@{digest}", folder.display())?;
     }
     Ok(())
 }

@@ -299,16 +299,14 @@ mod tests {
     async fn the_apps_certificate_is_checked() {
         let (own, other) = (certificate(), certificate());
         let port = app(own.path()).await;
-        let url: ReportUrl = format!("https://localhost:{port}/api/report")
-            .parse()
-            .unwrap();
-        let client = |folder: &TempDir| {
-            Client::new(
-                url.clone(),
-                Some(folder.path().join("cert")),
-                Pace::default(),
-            )
+        let client = |ca: &Path| {
+            let mut url: ReportUrl = format!("https://localhost:{port}/api/report")
+                .parse()
+                .unwrap();
+            url.set_ca(Some(ca.to_owned()));
+            Client::new(url, Pace::default())
         };
+        let cert = |folder: &TempDir| folder.path().join("cert");
         match client(&cert(&own)).unwrap().ask().await.unwrap() {
             Answer::Report(report) => assert_eq!(report.objects.pods.len(), 1),
             Answer::Unchanged => panic!("there was nothing before it"),

@@ -118,7 +118,7 @@ impl End {
             selector,
             backends: Vec::new(),
         });
-        let client = if number % PODS == 0 {
+        let client = if number.is_multiple_of(PODS) {
             // One of them is a process of the node itself.
             Endpoint::Node(Arc::new(Node {
                 name: node.clone(),
@@ -137,6 +137,7 @@ impl End {
         let process = Process {
             pid: 1_000 + number as u32,
             comm: "server".to_owned(),
+            fd: None,
             container: Some(format!("{number:064x}")),
         };
         Self {
