@@ -16,11 +16,12 @@ use super::account::{Key, When};
 use crate::{args::NodeName, capture::Clock};
 
 /// How far the kernel's times of a connect may lie apart: both programs take theirs in the same change of the socket's state.
-pub(super) const SAME_EVENT_NS: u64 = 1_000_000_000;
+/// The smaller, the rarer is it taken for another of its flow, one of which was made while nobody counted.
+pub(super) const SAME_EVENT_NS: u64 = 100_000_000;
 
 /// How long after the handshake, which the kernel programs count, a process may accept what the probe sees then. As much
 /// earlier if need be: where lines come in another order, an older one may find only newer counts.
-const BACKLOG_NS: u64 = 60_000_000_000;
+pub(super) const BACKLOG_NS: u64 = 60_000_000_000;
 
 /// How far the log's clock may be from ours where it is all there is.
 const CLOCKS_NS: u64 = 120_000_000_000;

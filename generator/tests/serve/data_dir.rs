@@ -145,7 +145,10 @@ fn usage_is_checked() {
         (vec!["-o", "policies"], "choose whose policies to write"),
         (vec!["-n", "shop"], "--output FOLDER is missing"),
         (vec!["-g", "all"], "invalid value 'all'"),
-        (vec!["--log", "=,="], "--log =,="),
+        (
+            vec!["--log", "=,="],
+            "invalid value '=,=' for '--log <FILTER>'",
+        ),
         (vec!["--frobnicate"], "unexpected argument '--frobnicate'"),
     ] {
         assert_refused(data.path(), &args, reason);
@@ -231,7 +234,7 @@ async fn policies_are_made_and_judged_from_it_while_it_is_in_use() {
         (["--data-dir", empty].as_slice(), "holds no ledger"),
         (
             &[],
-            "flow records are missing: -f FILE, --url URL, or --data-dir DIR",
+            "flow records are missing: -f FILE, --from-cluster, --url URL, or --data-dir DIR",
         ),
     ] {
         let output = run(&[&["audit", "-p", folder], args].concat());

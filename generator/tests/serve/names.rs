@@ -153,7 +153,10 @@ fn a_topology_that_was_asked_for_and_cannot_be_is_wrong_usage() {
             &["--topology", "kube", "--kubeconfig", "/nowhere"],
             "/nowhere",
         ),
-        (&["--topology", "cube"], "kube or file=PATH"),
+        (
+            &["--topology", "cube"],
+            "expected kube, file=PATH, scope=URL or scope=PATH",
+        ),
     ] {
         let mut all = vec!["serve", "--listen", "127.0.0.1:0"];
         all.extend(arguments);
