@@ -2,10 +2,7 @@
 
 use std::{
     fmt, fs, io,
-    os::unix::{
-        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-        net::UnixStream,
-    },
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -108,10 +105,6 @@ impl Listener {
     /// If somebody listens there, if the name is taken by something else, or if the system does not allow it.
     pub fn open(socket: &PluginSocket) -> Result<Self, SocketError> {
         let path = socket.path();
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| SocketError::Io { path, source }
-        };
         if let Some(folder) = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
@@ -151,27 +144,25 @@ impl Drop for Listener {
     }
 }
 
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> SocketError + use<> {
+    let path = path.to_owned();
+    move |source| SocketError::Io { path, source }
+}
+
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => {
-            return Err(SocketError::Io {
-                path: path.to_owned(),
-                source,
-            });
-        }
+        metadata => metadata.map_err(failed(path))?,
     };
     if !metadata.file_type().is_socket() {
         return Err(SocketError::NoSocket(path.to_owned()));
     }
-    match UnixStream::connect(path) {
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed(path))?;
+    probe.set_nonblocking(true).map_err(failed(path))?;
+    match probe.connect(&SockAddr::unix(path).map_err(failed(path))?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             tracing::info!(socket = %path.display(), "a socket that nobody listens on is replaced");
-            fs::remove_file(path).map_err(|source| SocketError::Io {
-                path: path.to_owned(),
-                source,
-            })
+            fs::remove_file(path).map_err(failed(path))
         }
         // Connected, or so many wait to be that it would block.
         _ => Err(SocketError::Taken(path.to_owned())),

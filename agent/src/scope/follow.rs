@@ -136,11 +136,13 @@ impl Follower {
             stdin.read(&mut room, &mut |text| sink(text, false));
         }
         for tail in &mut self.tails {
+            if room == 0 {
+                // It has not been looked at, so it has not ended.
+                tail.gone = 0;
+                continue;
+            }
             if let Err(error) = tail.read(&mut self.buffer, &mut room, sink) {
                 tracing::warn!(path = %tail.path.display(), %error, "cannot read the probe's log");
-            }
-            if room == 0 {
-                break;
             }
         }
         self.tails.retain_mut(|tail| {

@@ -227,6 +227,10 @@ impl Merger {
         if self.is_counted(&[socket.key], at, &from_log, groups, counts) {
             return;
         }
+        if self.pairs.was_placed(&socket.key) {
+            counts.merged += 1;
+            return;
+        }
         alone(round, socket.key, at, from_log, groups, counts);
     }
 
@@ -269,6 +273,14 @@ impl Merger {
         ];
         let at = At { time, boot };
         if self.is_counted(&keys, at, &from_log, groups, counts) {
+            return;
+        }
+        // The probe lists at its start what has been open for long. Its time is no more than that of the line, so that it
+        // cannot show that nobody has counted.
+        if let Boot::This(when) = at.boot
+            && self.coverage.contains(when.ns)
+        {
+            counts.covered += 1;
             return;
         }
         // A node sees those that its pods open, and those that come to its pods from elsewhere.

@@ -141,6 +141,7 @@ impl ScopeLog {
             meter,
             ..
         } = self;
+        let before = told.len();
         let bytes = follower.read(&mut |text, is_live| {
             let line = match text {
                 Text::Line(line) => line,
@@ -165,7 +166,7 @@ impl ScopeLog {
             }
         });
         self.meter.bytes.inc_by(bytes as u64);
-        self.meter.records.inc_by(self.told.len() as u64);
+        self.meter.records.inc_by((self.told.len() - before) as u64);
     }
 
     /// Takes in what a drain gave; returns what need not wait for the log any longer. `is_here` says whether an address is of
@@ -188,9 +189,11 @@ impl ScopeLog {
             number: self.round,
             window: drain.window,
             clock,
-            is_complete: losses.into_iter().all(|reason| {
-                NOT_CONNECTIONS.contains(&reason.as_str()) || reason.ends_with("_not_captured")
-            }),
+            // Where draining failed, the window has no length.
+            is_complete: drain.window.from < drain.window.to
+                && losses.into_iter().all(|reason| {
+                    NOT_CONNECTIONS.contains(&reason.as_str()) || reason.ends_with("_not_captured")
+                }),
             is_last: drain.is_last,
         };
         let told = std::mem::take(&mut self.told);

@@ -1,9 +1,6 @@
 //! What the node tracked, and the sockets that it belongs to.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::SocketAddr,
-};
+use std::{collections::HashMap, net::SocketAddr};
 
 use flow::record::Direction;
 
@@ -24,9 +21,17 @@ const MAX_CLIENTS: usize = 16_384;
 pub(super) struct Pairs {
     /// By client, with the drain that it came with.
     tracked: HashMap<SocketAddr, (u64, Tracked)>,
-    /// The clients of lines about sockets, lately and before.
-    clients: [HashSet<SocketAddr>; 2],
+    /// Those whose client has called another server since.
+    displaced: Vec<(u64, Tracked)>,
+    /// Of lines about sockets.
+    sockets: Lately<SocketAddr>,
+    /// Of what was tracked and placed without such a line.
+    placed: Lately<[SocketAddr; 2]>,
 }
+
+/// Whom clients have called, lately and before.
+#[derive(Debug)]
+struct Lately<T>([HashMap<SocketAddr, T>; 2]);
 
 impl Pairs {
     /// Keeps what was only tracked; the sockets are returned, those of clients with the server behind the address that they
@@ -40,17 +45,13 @@ impl Pairs {
         for told in told {
             match told {
                 Told::Socket(socket) => sockets.push((socket, None)),
-                Told::Tracked(tracked) if self.knows(tracked.client) => {}
-                Told::Tracked(tracked) => {
-                    if self.tracked.len() < MAX_TRACKED {
-                        self.tracked.insert(tracked.client, (round, tracked));
-                    }
-                }
+                Told::Tracked(tracked) if self.has_socket(&tracked) => {}
+                Told::Tracked(tracked) => self.keep(round, tracked),
             }
         }
         for (socket, backend) in &mut sockets {
             let client = client(&socket.key);
-            self.remember(client);
+            self.sockets.remember(client, server(&socket.key));
             if let Some((_, tracked)) = self.tracked.get(&client) {
                 *backend = behind(&socket.key, tracked);
             }
@@ -66,25 +67,60 @@ impl Pairs {
     pub(super) fn take(&mut self, is_due: impl Fn(u64) -> bool) -> Vec<(u64, Tracked)> {
         let due = self.tracked.extract_if(|_, (round, _)| is_due(*round));
         let mut due: Vec<(u64, Tracked)> = due.map(|(_, tracked)| tracked).collect();
+        due.extend(self.displaced.extract_if(.., |(round, _)| is_due(*round)));
         due.sort_by_key(|(round, tracked)| (*round, tracked.at.time));
+        for (_, tracked) in &due {
+            (self.placed).remember(tracked.client, [tracked.called, tracked.server]);
+        }
         due
     }
 
     /// The earliest drain of which something waits.
     pub(super) fn oldest(&self) -> Option<u64> {
-        self.tracked.values().map(|(round, _)| *round).min()
+        let waiting = self.tracked.values().chain(&self.displaced);
+        waiting.map(|(round, _)| *round).min()
     }
 
-    fn knows(&self, client: SocketAddr) -> bool {
-        self.clients.iter().any(|known| known.contains(&client))
+    /// Whether the connection of this socket was placed as it was tracked: its process may accept it a minute later.
+    pub(super) fn was_placed(&self, key: &Key) -> bool {
+        let ends = self.placed.get(client(key));
+        ends.is_some_and(|ends| ends.contains(&server(key)))
     }
 
-    fn remember(&mut self, client: SocketAddr) {
-        if self.clients[0].len() >= MAX_CLIENTS {
-            self.clients.swap(0, 1);
-            self.clients[0].clear();
+    fn has_socket(&self, tracked: &Tracked) -> bool {
+        let server = self.sockets.get(tracked.client);
+        server.is_some_and(|server| [tracked.called, tracked.server].contains(server))
+    }
+
+    fn keep(&mut self, round: u64, tracked: Tracked) {
+        if self.tracked.len() + self.displaced.len() >= MAX_TRACKED {
+            return;
         }
-        self.clients[0].insert(client);
+        let ends = (tracked.called, tracked.server);
+        let before = self.tracked.insert(tracked.client, (round, tracked));
+        let other = before.filter(|(_, before)| (before.called, before.server) != ends);
+        self.displaced.extend(other);
+    }
+}
+
+impl<T> Lately<T> {
+    fn get(&self, client: SocketAddr) -> Option<&T> {
+        self.0.iter().find_map(|known| known.get(&client))
+    }
+
+    fn remember(&mut self, client: SocketAddr, called: T) {
+        let [lately, before] = &mut self.0;
+        if lately.len() >= MAX_CLIENTS {
+            std::mem::swap(lately, before);
+            lately.clear();
+        }
+        lately.insert(client, called);
+    }
+}
+
+impl<T> Default for Lately<T> {
+    fn default() -> Self {
+        Self([HashMap::new(), HashMap::new()])
     }
 }
 
@@ -94,6 +130,15 @@ fn client(key: &Key) -> SocketAddr {
         Direction::Ingress => key.remote,
     };
     SocketAddr::new(address, key.client_port)
+}
+
+/// Whom the client has called, as this end knows it.
+fn server(key: &Key) -> SocketAddr {
+    let address = match key.direction {
+        Direction::Egress => key.remote,
+        Direction::Ingress => key.local,
+    };
+    SocketAddr::new(address, key.port)
 }
 
 /// The server behind the address that a client's socket has.

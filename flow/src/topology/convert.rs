@@ -299,6 +299,7 @@ fn phase(status: &core::PodStatus) -> Phase {
 /// that tells of its end it is when the deletion was asked for, because kubelet's own request without grace period sets
 /// it back (`BeforeDelete` in `k8s.io/apiserver/pkg/registry/rest/delete.go`). Until then the pod may have spoken for as
 /// long as its grace period.
+#[cfg(feature = "source")]
 pub(crate) fn end_of_pod(status: &core::PodStatus) -> Option<Timestamp> {
     let lists = [
         &status.container_statuses,

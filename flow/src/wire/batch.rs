@@ -442,9 +442,9 @@ const fn is_one(count: &u64) -> bool {
 
 /// An address and port as text, also where the rest is not for people.
 mod text {
-    use std::{fmt, net::SocketAddr};
+    use std::{borrow::Cow, net::SocketAddr};
 
-    use serde::{Deserializer, Serializer, de};
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
 
     pub(super) fn serialize<S: Serializer>(
         address: &Option<SocketAddr>,
@@ -459,20 +459,8 @@ mod text {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<SocketAddr>, D::Error> {
-        deserializer.deserialize_str(Text).map(Some)
-    }
-
-    struct Text;
-
-    impl de::Visitor<'_> for Text {
-        type Value = SocketAddr;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an address and a port")
-        }
-
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<SocketAddr, E> {
-            text.parse().map_err(E::custom)
-        }
+        let text = Option::<Cow<'de, str>>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(de::Error::custom))
+            .transpose()
     }
 }

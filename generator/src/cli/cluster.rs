@@ -89,6 +89,12 @@ impl Cluster {
         let name = pod.metadata.name.clone().unwrap_or_default();
         let container = container(&pod).context("the generator's pod has no container")?;
         let token = match reader(container) {
+            // Whoever makes pods here may use the accounts of this namespace, and must not come by those of others.
+            Some(reader) if with_token && reader.namespace != self.generator_namespace => bail!(
+                "{name}: the account {}/{} is not of its own namespace; show a token with --token-file",
+                reader.namespace,
+                reader.name
+            ),
             Some(reader) if with_token => Some(self.token(client, &reader).await?),
             _ => None,
         };

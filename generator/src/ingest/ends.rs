@@ -12,8 +12,11 @@ use flow::wire::{Encoding, Packed, RawEnd};
 use super::{Refusal, validate};
 use crate::ledger::KnownEnd;
 
-/// How much text of ends is kept, in bytes, of all agents: that of some fifty thousand. When it is more, all are forgotten.
+/// How much is kept of ends, in bytes, of all agents: that of some forty thousand. When it is more, all are forgotten.
 const MAX_KEPT: usize = 32 << 20;
+
+/// What an end takes besides its text, about, in bytes.
+const ENTRY: usize = 256;
 
 /// Decodes ends. Copies have what they know in common.
 #[derive(Clone, Debug, Default)]
@@ -65,13 +68,14 @@ impl Table {
             serial: self.serials,
             end: Arc::new(end),
         };
-        if self.kept + text.len() > MAX_KEPT {
+        let cost = text.len() + ENTRY;
+        if self.kept + cost > MAX_KEPT {
             self.known.clear();
             self.kept = 0;
         }
         // Two connections may have met it at the same moment: then it has two serials, which costs no more than a look.
         if self.known.insert(text.into(), known.clone()).is_none() {
-            self.kept += text.len();
+            self.kept += cost;
         }
         known
     }

@@ -22,7 +22,7 @@ const MAX_EXPORTS: usize = 4;
 #[derive(Debug)]
 pub struct PageRequest {
     /// Where the last page ended.
-    pub after: Option<Cursor>,
+    pub after: Option<PageEnd>,
     /// Where the page goes.
     pub answer: oneshot::Sender<Page>,
 }
@@ -33,7 +33,16 @@ pub struct Page {
     /// Whole lines.
     pub lines: Bytes,
     /// Where it ends; `None` if it is the last.
-    pub end: Option<Cursor>,
+    pub end: Option<PageEnd>,
+}
+
+/// Where a page ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageEnd {
+    /// How often the ledger had been read from the store: places are of one reading.
+    pub load: u64,
+    /// The place of the last record.
+    pub place: Cursor,
 }
 
 /// Who makes the pages, and how many may have some made.
@@ -77,7 +86,7 @@ struct Export {
     keeper: mpsc::Sender<PageRequest>,
     progress: Progress,
     /// What the next page comes after, if there is one.
-    next: Option<Option<Cursor>>,
+    next: Option<Option<PageEnd>>,
     _place: OwnedSemaphorePermit,
 }
 

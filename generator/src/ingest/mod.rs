@@ -30,7 +30,7 @@ use self::{
     ends::Ends,
 };
 pub use self::{
-    export::{Exports, Page, PageRequest},
+    export::{Exports, Page, PageEnd, PageRequest},
     http::{Desk, StatusRequest},
     refusal::Refusal,
     session::{Ask, Ended, Feedback, Receiver, Request, Room, Sender, Session, queue},

@@ -3,21 +3,23 @@
 //! They show no token and no certificate (kubelet has none to show), so they hear nothing here but whether the generator is
 //! alive and ready, and its metrics.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque, convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration,
+};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::timeout,
 };
 use tracing::{debug, warn};
 
 use super::{ACCEPT_PAUSE, Desk, http};
 
-/// The most connections at a time; more wait to be accepted.
+/// The most connections at a time. One more ends the oldest, so that nobody who holds them all keeps kubelet out.
 const MAX_WATCHERS: usize = 16;
 
 /// How long a connection may last. Prometheus keeps its connection from one reading to the next, and makes another.
@@ -54,21 +56,29 @@ impl Watchers {
     /// Answers until `stop` turns true.
     pub async fn run(self, desk: Arc<Desk>, mut stop: watch::Receiver<bool>) {
         let mut connections = JoinSet::new();
+        let mut handles: VecDeque<AbortHandle> = VecDeque::new();
         loop {
-            let room = connections.len() < MAX_WATCHERS;
             let accepted = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
                 Some(ended) = connections.join_next() => {
-                    if let Err(error) = ended {
+                    if let Err(error) = ended
+                        && !error.is_cancelled()
+                    {
                         warn!(%error, "connection ended by a defect");
                     }
                     continue;
                 }
-                accepted = self.listener.accept(), if room => accepted,
+                accepted = self.listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(answer(stream, Arc::clone(&desk)));
+                    handles.retain(|handle| !handle.is_finished());
+                    if handles.len() >= MAX_WATCHERS
+                        && let Some(oldest) = handles.pop_front()
+                    {
+                        oldest.abort();
+                    }
+                    handles.push_back(connections.spawn(answer(stream, Arc::clone(&desk))));
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");

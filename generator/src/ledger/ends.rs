@@ -24,6 +24,9 @@ pub(super) type IdentityId = u32;
 /// Fewer ends than this are not worth a sweep.
 const SWEEP_FROM: usize = 1 << 10;
 
+/// Nor is less than this, in bytes.
+const SWEEP_FROM_BYTES: usize = 64 << 20;
+
 /// How many serials are remembered; then all are forgotten, which costs a look at each end.
 const MAX_SERIALS: usize = 1 << 18;
 
@@ -49,6 +52,7 @@ pub(super) struct Ends {
     /// Those that are not in the store yet.
     unwritten: Vec<EndId>,
     sweep_at: usize,
+    sweep_at_bytes: usize,
     weight: usize,
 }
 
@@ -132,7 +136,7 @@ impl Ends {
 
     /// Whether there are so many that those which nobody uses should be looked for.
     pub(super) fn is_due(&self) -> bool {
-        self.entries.len() >= self.sweep_at
+        self.entries.len() >= self.sweep_at || self.weight() >= self.sweep_at_bytes
     }
 
     /// Forgets all but these; returns the rows of those that are forgotten.
@@ -170,6 +174,7 @@ impl Ends {
                 .map(|(_, identity)| weight::of_identity(identity))
                 .sum::<usize>();
         self.sweep_at = SWEEP_FROM.max(2 * self.entries.len());
+        self.sweep_at_bytes = self.weight() + SWEEP_FROM_BYTES.max(self.weight() / 4);
         forgotten
     }
 
@@ -201,6 +206,7 @@ impl Default for Ends {
             next_row: 1,
             unwritten: Vec::new(),
             sweep_at: SWEEP_FROM,
+            sweep_at_bytes: SWEEP_FROM_BYTES,
             weight: 0,
         }
     }

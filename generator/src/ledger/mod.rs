@@ -131,7 +131,7 @@ impl Ledger {
                 names,
                 change: Change::All,
             };
-            if self.places.contains_key(&key) || has_room(self) {
+            if self.places.contains_key(&key) || flow.count > 0 && has_room(self) {
                 self.add(new);
             } else {
                 refused.push(flow.count);

@@ -100,6 +100,8 @@ impl Connected {
 pub struct Keeper {
     store: Store,
     state: State,
+    /// How often it was read again.
+    loads: u64,
     /// What is known of the cluster, if anything.
     topology: Option<View>,
     /// The last connection of each instance.
@@ -129,6 +131,7 @@ impl Keeper {
         Ok(Self {
             store,
             state,
+            loads: 0,
             topology,
             sessions: HashMap::new(),
             limits,
@@ -192,7 +195,12 @@ impl Keeper {
                     }
                 }
                 Some(PageRequest { after, answer }) = pages.recv() => {
-                    match page(&self.state, after) {
+                    if after.is_some_and(|end| end.load != self.loads) {
+                        // Its places are others now. The body ends early, and the reader asks again.
+                        debug!("an export is cut off: the ledger was read again");
+                        continue;
+                    }
+                    match page(&self.state, self.loads, after) {
                         Ok(page) => drop(answer.send(page)),
                         // Records of flows have a form in JSON; the reader is told by the end of its body.
                         Err(error) => error!(%error, "a page of the ledger cannot be written"),
@@ -443,6 +451,7 @@ impl Keeper {
             session.refuse(Refusal::failure("the batch cannot be stored now"));
         }
         self.state = self.store.load().await?;
+        self.loads += 1;
         self.delay = Some(match self.delay {
             Some(delay) => (2 * delay).min(MAX_DELAY),
             None => MIN_DELAY,

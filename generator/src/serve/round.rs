@@ -197,7 +197,7 @@ fn deliver_unnamed(
     for flow in &batch.flows {
         let mut record = batch.record(flow, end(flow.src), end(flow.dst));
         name(&mut record);
-        if has_room(ledger) {
+        if flow.count > 0 && has_room(ledger) {
             ledger.observe(record);
         } else if ledger.observe_known(record).is_err() {
             refused.push(flow.count);

@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -38,6 +39,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ),
         Test::new("manners::the_generator_ends_in_time", the_generator_ends),
         Test::new("manners::logs_for_programs", logs_for_programs),
+        Test::new("manners::a_token_is_told_to_nobody", tokens),
         Test::new("manners::check_as_root", check_as_root),
         Test::new("manners::check_as_nobody", check_as_nobody),
         Test::new(
@@ -109,6 +111,52 @@ fn answering(lab: &Lab, options: AgentOptions) -> Result<(Agent, SocketAddr)> {
     let (_, rest) = line.split_once("address=").context("no address")?;
     let address = rest.split(' ').next().unwrap_or_default().parse()?;
     Ok((agent, address))
+}
+
+/// Neither a token that the generator takes nor one that it refuses is in what the agent says, however much it is asked to
+/// say, nor where it is asked, nor in its command line and environment.
+fn tokens() -> Result<()> {
+    const GOOD: &str = "the-token-that-the-generator-takes";
+    const BAD: &str = "the-token-that-it-does-not-take";
+    let lab = lab()?;
+    let file = |name: &str, token: &str| -> Result<String> {
+        let file = lab.folder().join(name);
+        std::fs::write(&file, token)?;
+        Ok(file.display().to_string())
+    };
+    let (good, bad) = (file("good", GOOD)?, file("bad", BAD)?);
+    let options = GeneratorOptions::default().arg("--token-file", &good);
+    let generator = Generator::start(&lab, &options)?;
+    for (token, said) in [
+        (&bad, "not connected to the generator"),
+        (&good, "connected to the generator url="),
+    ] {
+        let options = AgentOptions::streaming("node-1", &generator)
+            .arg("--token-file", token)
+            .arg("--log", "trace");
+        let (mut agent, address) = answering(&lab, options)?;
+        agent
+            .process()
+            .wait_stderr(|line| line.contains(said) && line.contains("agent::uplink"))?;
+        let process = Path::new("/proc").join(agent.process().pid().to_string());
+        let mut told = agent.process().stderr();
+        for file in ["cmdline", "environ"] {
+            let bytes = std::fs::read(process.join(file))?;
+            told.push(String::from_utf8_lossy(&bytes).into_owned());
+        }
+        let (status, metrics) = get(address, "/metrics")?;
+        ensure!(
+            status == 200 && metrics.contains("microshield_agent_"),
+            "{status} {metrics}"
+        );
+        told.push(metrics);
+        agent.stop()?;
+        for secret in [GOOD, BAD] {
+            let line = told.iter().find(|line| line.contains(secret));
+            ensure!(line.is_none(), "{line:?}");
+        }
+    }
+    Ok(())
 }
 
 /// As long as the cluster's objects are not known the agent captures, but does not say that it is ready.

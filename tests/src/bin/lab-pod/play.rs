@@ -227,7 +227,11 @@ fn take(step: &Step, sockets: &mut HashMap<String, Socket>) -> Result<()> {
                 let socket = open(any, Type::STREAM, Protocol::TCP)?;
                 // The port is free at once.
                 socket.set_linger(Some(Duration::ZERO))?;
-                socket.connect(&(*address).into())?;
+                match socket.connect(&(*address).into()) {
+                    // It was established, and the server was faster than this process.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                    connected => connected?,
+                }
             }
         }
         Step::Await(file) => {
