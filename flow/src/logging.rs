@@ -7,6 +7,10 @@ use tracing_subscriber::{
     EnvFilter, Layer as _, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
+/// Whatever is asked for: the WebSocket library traces its whole request, in which there is a token. The last word on a target
+/// counts, and no target is within this one.
+const SECRETS: &str = "tungstenite::handshake::client=debug";
+
 /// What to log, and how.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LogArgs {
@@ -62,8 +66,8 @@ impl LogArgs {
                 .with_writer(io::stderr)
                 .boxed(),
         };
-        let subscriber =
-            tracing_subscriber::registry().with(lines.with_filter(EnvFilter::new(&self.log)));
+        let filter = EnvFilter::new(format!("{},{SECRETS}", self.log));
+        let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
         if let Err(error) = subscriber.try_init() {
             tracing::debug!(%error, "somebody logs already");
         }

@@ -133,7 +133,7 @@ fn tokens() -> Result<()> {
     ] {
         let options = AgentOptions::streaming("node-1", &generator)
             .arg("--token-file", token)
-            .arg("--log", "trace");
+            .arg("--log", "trace,tungstenite::handshake::client=trace");
         let (mut agent, address) = answering(&lab, options)?;
         agent
             .process()
