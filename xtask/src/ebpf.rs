@@ -1,6 +1,11 @@
 //! Builds the kernel programs with the stable toolchain.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+    time::SystemTime,
+};
 
 use anyhow::{Context, Result};
 
@@ -8,12 +13,13 @@ use crate::proc::{cargo, find, remapped_prefixes, run, workspace};
 
 /// Builds package `agent-ebpf` and copies the object to where the agent's build script looks for it.
 ///
-/// The copy is left alone if it has not changed, so that the agent is not built again for nothing.
+/// The copy is left alone if cargo had nothing to build, so that the agent is not built again for nothing; and where cargo
+/// had, it is written even if it is the same, because by its age the agent's build script tells whether it fits the sources.
 pub(crate) fn build() -> Result<()> {
     run(&mut command("build")?)?;
     let built = target_dir().join(triple()).join("release/agent-ebpf");
     let wanted = target_dir().join("microshield.bpf.o");
-    let mut made = built;
+    let mut made = built.clone();
     if let Some(strip) = strip() {
         let stripped = target_dir().join("stripped.bpf.o");
         // What debuggers read is many times the size of the rest; the kernel's BTF is made of it, and stays.
@@ -25,12 +31,18 @@ pub(crate) fn build() -> Result<()> {
         eprintln!("no llvm-strip: the object keeps what debuggers read, which makes it larger");
     }
     let object = fs::read(&made).with_context(|| made.display().to_string())?;
-    if fs::read(&wanted).is_ok_and(|present| present == object) {
+    let ages = (modified(&built), modified(&wanted));
+    let up_to_date = matches!(ages, (Ok(built), Ok(wanted)) if built <= wanted);
+    if up_to_date && fs::read(&wanted).is_ok_and(|present| present == object) {
         return Ok(());
     }
     fs::write(&wanted, object).with_context(|| wanted.display().to_string())?;
     eprintln!("{} is new", wanted.display());
     Ok(())
+}
+
+fn modified(file: &Path) -> io::Result<SystemTime> {
+    fs::metadata(file)?.modified()
 }
 
 /// Lints package `agent-ebpf` as the kernel will see it, warnings denied.
