@@ -1,13 +1,11 @@
 //! Benchmarks: figures for people, never part of a test.
 
-use std::{os::unix::process::CommandExt, process::Command};
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Subcommand;
 
 use crate::{
     ebpf,
-    proc::{self, Unmet, cargo, line, target_dir},
+    proc::{self, Unmet},
     setup::{self, Scope},
 };
 
@@ -59,66 +57,32 @@ pub(crate) enum Bench {
 /// [`Unmet`] without root where it is needed, before anything is built.
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
-        Bench::Capture { args } => capture(args),
-        Bench::Topology { args } => {
-            proc::run(
-                cargo()
-                    .args(["build", "--release", "-p", "tests"])
-                    .args(["--bin", "bench-topology"]),
-            )?;
-            become_program("bench-topology", args)
-        }
-        Bench::ScopeReport { args } => {
-            proc::run(
-                cargo()
-                    .args(["build", "--release", "-p", "tests"])
-                    .args(["--bin", "bench-scope-report"]),
-            )?;
-            become_program("bench-scope-report", args)
+        Bench::Capture { args } => {
+            in_lab()?;
+            let beside = ["lab-pod", "microshield", "microshield-agent"];
+            proc::become_program("bench-capture", &beside, args)
         }
         Bench::ScopeLog { args } => {
-            as_root()?;
-            setup::run(Scope::Bench)?;
-            ebpf::build()?;
-            proc::build_release()?;
-            become_program("bench-scope-log", args)
+            in_lab()?;
+            let beside = ["lab-pod", "microshield-agent"];
+            proc::become_program("bench-scope-log", &beside, args)
         }
-        Bench::Stream { args } => generator("bench-stream", args),
-        Bench::Generator { args } => generator("bench-generator", args),
+        Bench::Topology { args } => proc::become_program("bench-topology", &[], args),
+        Bench::ScopeReport { args } => proc::become_program("bench-scope-report", &[], args),
+        Bench::Stream { args } => proc::become_program("bench-stream", &["microshield"], args),
+        Bench::Generator { args } => {
+            proc::become_program("bench-generator", &["microshield"], args)
+        }
     }
 }
 
-/// A program that measures the generator.
-fn generator(name: &str, args: &[String]) -> Result<()> {
-    proc::run(
-        cargo()
-            .args(["build", "--release"])
-            .args(["--bin", "microshield", "--bin", name]),
-    )?;
-    become_program(name, args)
-}
-
-fn as_root() -> Result<()> {
+/// What is measured runs in the lab, on the kernel programs as they are.
+fn in_lab() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!(Unmet(
             "the benchmark needs root: it makes network namespaces or loads kernel programs".into()
         ));
     }
-    Ok(())
-}
-
-fn capture(args: &[String]) -> Result<()> {
-    as_root()?;
     setup::run(Scope::Bench)?;
-    ebpf::build()?;
-    proc::build_release()?;
-    become_program("bench-capture", args)
-}
-
-/// An interrupt then reaches the program that has to clean up, and nothing waits above it.
-fn become_program(name: &str, args: &[String]) -> Result<()> {
-    let mut bench = Command::new(target_dir().join("release").join(name));
-    bench.args(args);
-    let error = bench.exec();
-    Err(error).with_context(|| line(&bench))
+    ebpf::build()
 }

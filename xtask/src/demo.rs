@@ -1,17 +1,14 @@
 //! The demonstration: a two-node bookinfo, two agents, one generator.
 
-use std::{os::unix::process::CommandExt, process::Command};
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{
     ebpf,
-    proc::{self, Unmet, line, target_dir},
+    proc::{self, Unmet},
     setup::{self, Scope},
 };
 
-/// Builds what the demonstration shows, and becomes it: an interrupt then reaches the program that has to clean up,
-/// and nothing waits above it.
+/// Builds what the demonstration shows, and becomes it.
 ///
 /// # Errors
 /// [`Unmet`] without root, before anything is built.
@@ -22,10 +19,11 @@ pub(crate) fn run() -> Result<()> {
                 .into()
         ));
     }
-    setup::run(Scope::Everything)?;
+    setup::run(Scope::Lab)?;
     ebpf::build()?;
-    proc::build_release()?;
-    let mut demo = Command::new(target_dir().join("release/demo"));
-    let error = demo.exec();
-    Err(error).with_context(|| line(&demo))
+    proc::become_program(
+        "demo",
+        &["lab-pod", "microshield", "microshield-agent"],
+        &[],
+    )
 }

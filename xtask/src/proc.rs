@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -76,16 +77,25 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds all programs with optimisation. Always the same packages, so that cargo chooses the same features each time and
-/// compiles nothing twice.
+/// Builds a program, and those that it starts, with optimisation, and becomes it: an interrupt then reaches the program that
+/// has to clean up, and nothing waits above it.
+///
+/// Always of the same packages, so that cargo chooses the same features each time and compiles nothing twice.
 ///
 /// # Errors
-/// If that fails.
-pub(crate) fn build_release() -> Result<()> {
-    let packages = ["-p", "agent", "-p", "generator", "-p", "tests"];
-    run(cargo()
-        .args(["build", "--release", "--bins"])
-        .args(packages))
+/// If it cannot be built or started.
+pub(crate) fn become_program(name: &str, beside: &[&str], args: &[String]) -> Result<()> {
+    let mut build = cargo();
+    build.args(["build", "--release"]);
+    build.args(["-p", "agent", "-p", "generator", "-p", "tests"]);
+    for program in std::iter::once(&name).chain(beside) {
+        build.args(["--bin", program]);
+    }
+    run(&mut build)?;
+    let mut program = Command::new(target_dir().join("release").join(name));
+    program.args(args);
+    let error = program.exec();
+    Err(error).with_context(|| line(&program))
 }
 
 /// Runs a command and returns what it printed.

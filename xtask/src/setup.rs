@@ -64,7 +64,7 @@ const PROGRAMS: [(&[Scope], &str, &str, &str); 8] = [
 ];
 
 /// Where the lab runs.
-const LAB: &[Scope] = &[Scope::Everything, Scope::Machines, Scope::Bench];
+const LAB: &[Scope] = &[Scope::Lab, Scope::Everything, Scope::Machines, Scope::Bench];
 
 /// What to look for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,11 +73,13 @@ pub(crate) enum Scope {
     Build,
     /// What the fuzz targets are built with.
     Fuzz,
-    /// Both, and what the lab makes its networks with.
+    /// What the kernel programs are built with, and what the lab makes its networks with.
+    Lab,
+    /// What the lab takes, and what the fuzz targets are built with.
     Everything,
-    /// What the kernel programs are built with, the lab's programs, and what boots other kernels.
+    /// What the lab takes, and what boots other kernels.
     Machines,
-    /// What the kernel programs are built with, the lab's programs, and what costs are measured and compared with.
+    /// What the lab takes, and what costs are measured and compared with.
     Bench,
 }
 

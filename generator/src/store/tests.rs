@@ -301,12 +301,10 @@ async fn a_migration_is_done_or_not_begun() {
     assert_eq!(store.load().await.unwrap(), state());
 }
 
-#[tokio::test]
-async fn a_ledger_of_the_first_version_is_brought_up_to_date() {
-    let directory = tempfile::tempdir().unwrap();
-    let state = state();
+/// A new ledger as the first version made it.
+async fn first_version(directory: &Path) -> SqliteConnection {
     let mut old = SqliteConnectOptions::new()
-        .filename(directory.path().join("ledger.db"))
+        .filename(directory.join("ledger.db"))
         .create_if_missing(true)
         .connect()
         .await
@@ -315,6 +313,14 @@ async fn a_ledger_of_the_first_version_is_brought_up_to_date() {
         .execute(&mut old)
         .await
         .unwrap();
+    old
+}
+
+#[tokio::test]
+async fn a_ledger_of_the_first_version_is_brought_up_to_date() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = state();
+    let mut old = first_version(directory.path()).await;
     for record in state.ledger.records() {
         sqlx::query("INSERT INTO observations VALUES (?, ?, 1, 1, 1)")
             .bind(ObservationKey::of(&record).to_string())
@@ -343,16 +349,7 @@ async fn a_ledger_of_the_first_version_is_brought_up_to_date() {
 #[tokio::test]
 async fn what_a_ledger_of_the_first_version_cannot_have_stops_its_migration() {
     let directory = tempfile::tempdir().unwrap();
-    let mut old = SqliteConnectOptions::new()
-        .filename(directory.path().join("ledger.db"))
-        .create_if_missing(true)
-        .connect()
-        .await
-        .unwrap();
-    sqlx::raw_sql(schema::FIRST)
-        .execute(&mut old)
-        .await
-        .unwrap();
+    let mut old = first_version(directory.path()).await;
     let row =
         "INSERT INTO observations VALUES ('x', '{}', 1, 1, 1); UPDATE meta SET schema_version = 1";
     sqlx::raw_sql(row).execute(&mut old).await.unwrap();
