@@ -1,7 +1,10 @@
 //! The uplink against a server that misbehaves, over real sockets.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use agent::{
     collector::Report,
@@ -203,6 +206,45 @@ async fn what_an_agent_leaves_behind_is_delivered_by_the_next_under_the_old_name
     drop(sender);
     let left = timeout(PATIENCE, uplink).await.unwrap().unwrap();
     assert_eq!(left, Leftover::default());
+}
+
+/// Each address is tried before the wait, which grows.
+#[tokio::test]
+async fn addresses_are_tried_in_turn_and_ever_more_rarely() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut listeners = Vec::new();
+    for _ in 0..2 {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let address = |listener: &TcpListener| listener.local_addr().unwrap();
+    let addresses: Vec<_> = listeners.iter().map(address).collect();
+    let (sender, uplink) = start_with_spool(folder.path(), &addresses);
+    let mut tried = Vec::new();
+    for _ in 0..7 {
+        // Whoever is asked hangs up.
+        let [first, second] = listeners.as_slice() else {
+            panic!("two listeners are expected");
+        };
+        let which = timeout(PATIENCE, async {
+            tokio::select! {
+                stream = first.accept() => stream.map(|_| 0),
+                stream = second.accept() => stream.map(|_| 1),
+            }
+        });
+        tried.push((which.await.unwrap().unwrap(), Instant::now()));
+    }
+    let order: Vec<i32> = tried.iter().map(|(which, _)| *which).collect();
+    assert_eq!(order, [0, 1, 0, 1, 0, 1, 0]);
+    // At least half of half a second, of a second, and of two.
+    for (round, least) in [(1, 250), (2, 500), (3, 1_000)] {
+        let wait = tried[2 * round].1 - tried[2 * round - 1].1;
+        assert!(
+            wait >= Duration::from_millis(least - 50),
+            "{wait:?} before round {round}"
+        );
+    }
+    uplink.abort();
+    drop(sender);
 }
 
 #[tokio::test]

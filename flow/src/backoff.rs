@@ -52,4 +52,16 @@ mod tests {
         backoff.reset();
         assert!(backoff.next(&mut random) <= FIRST);
     }
+
+    /// Who has lost the same generator in the same moment does not come back in the same.
+    #[test]
+    fn no_two_wait_alike() {
+        let mut random = rand::rng();
+        let waits: std::collections::BTreeSet<Duration> = (0..100)
+            .map(|_| Backoff::default().next(&mut random))
+            .collect();
+        assert!(waits.len() > 90, "{waits:?}");
+        let spread = *waits.last().unwrap() - *waits.first().unwrap();
+        assert!(spread > FIRST / 4, "{spread:?}");
+    }
 }

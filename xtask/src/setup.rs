@@ -17,7 +17,7 @@ const CARGO_FUZZ: &str = "0.13.2";
 const BPF_LINKER_LLVM: &[u32] = &[21, 22, 23];
 
 /// Programs that are run: for what, of which Debian package, and why.
-const PROGRAMS: [(&[Scope], &str, &str, &str); 8] = [
+const PROGRAMS: [(&[Scope], &str, &str, &str); 9] = [
     (
         LAB,
         "ip",
@@ -31,6 +31,12 @@ const PROGRAMS: [(&[Scope], &str, &str, &str); 8] = [
         "the lab's service addresses are nftables rules",
     ),
     (LAB, "runc", "runc", "the lab starts images as a node does"),
+    (
+        &[Scope::Everything],
+        "conntrack",
+        "conntrack",
+        "the lab's Scope probe tells of what its node tracks",
+    ),
     (
         &[Scope::Machines],
         "qemu-system-x86_64",

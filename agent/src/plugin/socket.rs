@@ -230,4 +230,34 @@ mod tests {
         assert!(matches!(open(&path), Err(SocketError::NoSocket(_))));
         assert_eq!(fs::read(&path).unwrap(), b"mine");
     }
+
+    /// An agent that is too busy to accept is there all the same. Who asks it must not wait for it either.
+    #[test]
+    fn a_socket_with_a_full_queue_is_not_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("microshield.sock");
+        let address = SockAddr::unix(&path).unwrap();
+        let busy = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        busy.bind(&address).unwrap();
+        busy.listen(1).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            client.set_nonblocking(true).unwrap();
+            match client.connect(&address) {
+                Ok(()) => waiting.push(client),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    break;
+                }
+            }
+        }
+        let (sender, opened) = std::sync::mpsc::channel();
+        let second = path.clone();
+        std::thread::spawn(move || sender.send(open(&second).map(drop)));
+        let opened = opened.recv_timeout(std::time::Duration::from_secs(20));
+        let opened = opened.expect("it waits for the other's turn");
+        assert!(matches!(opened, Err(SocketError::Taken(_))), "{opened:?}");
+        assert!(path.exists());
+    }
 }

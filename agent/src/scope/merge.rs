@@ -26,9 +26,9 @@ use flow::{
 use super::{
     account::{Accounts, Key, Lot, Place, When},
     coverage::{Coverage, Span},
-    pair::Pairs,
+    pair::{Paired, Pairs},
     queue::{Queue, ROUNDS},
-    told::{Boot, Moment, Process, SAME_EVENT_NS, Socket, Told, Tracked},
+    told::{Boot, Moment, Process, SAME_EVENT_NS, Told, Tracked},
 };
 use crate::{
     capture::{Clock, Event, Observation},
@@ -80,6 +80,8 @@ pub(super) struct Counts {
     pub(super) covered: u64,
     /// Of connections that only the probe saw.
     pub(super) alone: u64,
+    /// Of connections that the node passes on.
+    pub(super) passed_on: u64,
 }
 
 /// Merges.
@@ -132,9 +134,12 @@ impl Merger {
     ) -> (Vec<Sighting>, Counts) {
         self.count(round, sightings);
         let mut counts = Counts::default();
-        let mut groups = HashMap::new();
-        for socket in self.pairs.pair(round.number, told) {
-            self.place_socket(round, socket, &mut groups, &mut counts);
+        for (since, paired) in self.pairs.pair(round.number, told, round.is_last) {
+            let mut groups = HashMap::new();
+            for paired in paired {
+                self.place_socket(round, paired, &mut groups, &mut counts);
+            }
+            self.queue.add(since, groups.into_values());
         }
         // No line about their sockets has come.
         let is_due = |since| round.is_last || round.number >= since + ROUNDS;
@@ -143,7 +148,6 @@ impl Merger {
             self.place_tracked(round, tracked, is_here, &mut groups, &mut counts);
             self.queue.add(since, groups.into_values());
         }
-        self.queue.add(round.number, groups.into_values());
         if self.accounts.is_full() || round.number.is_multiple_of(SWEEP) {
             self.accounts.forget_old(round.clock.monotonic_ns());
         }
@@ -209,7 +213,7 @@ impl Merger {
     fn place_socket(
         &mut self,
         round: Round,
-        (socket, backend): (Socket, Option<SocketAddr>),
+        Paired { socket, backend }: Paired,
         groups: &mut HashMap<Group, Sighting>,
         counts: &mut Counts,
     ) {
@@ -246,6 +250,7 @@ impl Merger {
             client,
             called,
             server,
+            masked,
             at: Moment { host, time, boot },
         } = tracked;
         let from_log = FromLog {
@@ -266,9 +271,9 @@ impl Merger {
             Key {
                 direction: Direction::Ingress,
                 local: server.ip(),
-                remote: client.ip(),
+                remote: masked.ip(),
                 port: server.port(),
-                client_port: client.port(),
+                client_port: masked.port(),
             },
         ];
         let at = At { time, boot };
@@ -284,7 +289,13 @@ impl Merger {
             return;
         }
         // A node sees those that its pods open, and those that come to its pods from elsewhere.
-        let comes_in = is_here(server.ip(), time) && !is_here(client.ip(), time);
+        let is_ours = is_here(client.ip(), time);
+        let comes_in = !is_ours && is_here(server.ip(), time);
+        if masked != client && !is_ours && !comes_in {
+            // What comes by a node port, and goes on to another node in this one's name. That is what its server sees.
+            counts.passed_on += 1;
+            return;
+        }
         let key = keys[usize::from(comes_in)];
         alone(round, key, at, from_log, groups, counts);
     }

@@ -201,6 +201,7 @@ impl ScopeLog {
         self.meter.count("merged", counts.merged);
         self.meter.count("counted_before", counts.covered);
         self.meter.count("probe_only", counts.alone);
+        self.meter.count("passed_on", counts.passed_on);
         if let Some(keeper) = &self.keeper {
             let boot = self.boot.clone();
             let (counted, files) = (self.merger.counted(), self.follower.places());
@@ -217,3 +218,6 @@ impl ScopeLog {
         self.keeper.as_ref().map(|keeper| keeper.receipt(done))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,6 +59,8 @@ pub(super) struct Tracked {
     pub(super) client: SocketAddr,
     pub(super) called: SocketAddr,
     pub(super) server: SocketAddr,
+    /// The client as the server sees it.
+    pub(super) masked: SocketAddr,
     pub(super) at: Moment,
 }
 
@@ -110,11 +112,12 @@ impl Reader {
         let (direction, socket) = match connection.seen {
             Seen::Connected(socket) => (Direction::Egress, socket),
             Seen::Accepted(socket) => (Direction::Ingress, socket),
-            Seen::Tracked { called } => {
+            Seen::Tracked { called, masked } => {
                 return Told::Tracked(Tracked {
                     client,
                     called,
                     server,
+                    masked,
                     at: self.moment(connection, None, clock, is_live),
                 });
             }

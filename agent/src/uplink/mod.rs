@@ -1,6 +1,7 @@
 //! The stream to the generator: numbered batches over a WebSocket, kept until acknowledged.
 
 mod connection;
+mod loose;
 mod outbox;
 pub mod spool;
 mod url;

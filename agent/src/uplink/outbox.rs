@@ -4,43 +4,32 @@ use std::{collections::VecDeque, time::SystemTime};
 
 use bytes::Bytes;
 use flow::{
-    observations::Observations,
-    record::{ConnectionEvent, FlowRecord},
+    record::ConnectionEvent,
     source::View,
     time::Timestamp,
-    wire::{
-        self, AgentMessage, Batch, Encoding, Health, MAX_BATCH_FLOWS, MAX_MESSAGE_BYTES, Resolve,
-        Window, WireError,
-    },
+    wire::{self, AgentMessage, Encoding, Health, Resolve, WireError},
 };
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::{
+    loose::{Loose, Packed},
     new_instance,
-    spool::{Entry, Spool, SpoolError},
+    spool::{Spool, SpoolError},
 };
-use crate::{capture::Losses, collector::Report, metrics::Meter, scope::Receipt};
+use crate::{collector::Report, metrics::Meter, scope::Receipt};
 
 /// Batches that may be under way unacknowledged. Enough to keep the connection busy.
 const MAX_IN_FLIGHT: usize = 8;
-
-/// Distinct flows that may wait in memory. While the generator is away equal flows are added up, so this bounds distinct
-/// edges and not connections; a record takes about half a KiB. What exceeds it is counted as lost.
-const MAX_PENDING: usize = 100_000;
 
 /// The reason under which connections are counted that found no room.
 const OUTBOX_FULL: &str = "outbox_full";
 /// The reason under which connections are counted whose batch the generator refused for good.
 const BATCH_REFUSED: &str = "batch_refused";
-/// The reason under which connections are counted whose record no peer would accept.
-pub(super) const RECORD_TOO_LONG: &str = "record_too_long";
 
 /// Makes batches of what was seen, and keeps each until it is acknowledged: with a spool on disk, else in memory.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    pending: Pending,
-    losses: Losses,
-    window: Option<Window>,
+    loose: Loose,
     /// For all that was taken in.
     receipt: Option<Receipt>,
     kept: Kept,
@@ -105,9 +94,7 @@ impl Outbox {
             },
         };
         Self {
-            pending: Pending::new(resolve),
-            losses: Losses::new(),
-            window: None,
+            loose: Loose::new(resolve),
             receipt: None,
             kept,
             in_flight: VecDeque::new(),
@@ -133,7 +120,7 @@ impl Outbox {
         let now = Timestamp::from(SystemTime::now());
         let stale = since.map_or(0, |since| now.as_nanos().saturating_sub(since.as_nanos()));
         Health {
-            pending: self.pending.len() as u64,
+            pending: self.loose.len() as u64,
             spool_batches,
             spool_bytes,
             watch_stale_seconds: stale / 1_000_000_000,
@@ -154,10 +141,8 @@ impl Outbox {
     pub(super) fn add(&mut self, report: Report) {
         let counted = self.meter.count(&report);
         if !report.records.is_empty() || !report.losses.is_empty() {
-            self.widen(report.window);
-            for (reason, count) in report.losses {
-                self.add_loss(&reason, count);
-            }
+            self.loose.widen(report.window);
+            self.loose.add_losses(report.losses);
             for mut record in report.records {
                 // The ledger counts connections and does not tell them apart; what ends one has been counted before.
                 let single = record.connection.as_ref();
@@ -166,10 +151,10 @@ impl Outbox {
                 }
                 record.connection = None;
                 record.tuple.src_port = 0;
-                if self.pending.len() >= MAX_PENDING && !self.pending.knows(&record) {
-                    self.lose(OUTBOX_FULL, record.count);
-                } else {
-                    self.pending.add(record);
+                let lost = self.loose.add(record);
+                if lost > 0 {
+                    self.meter.lose(OUTBOX_FULL, lost);
+                    self.loose.add_loss(OUTBOX_FULL, lost);
                 }
             }
         }
@@ -184,7 +169,7 @@ impl Outbox {
     pub(super) fn measure(&self) {
         let gauge = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         gauge(&self.meter.in_flight, self.in_flight.len() as u64);
-        gauge(&self.meter.pending, self.pending.len() as u64);
+        gauge(&self.meter.pending, self.loose.len() as u64);
         if let Kept::Disk(spool) = &self.kept {
             gauge(&self.meter.spool_bytes, spool.bytes());
             gauge(&self.meter.spool_batches, spool.batches());
@@ -204,7 +189,7 @@ impl Outbox {
                     return;
                 }
             };
-            let Some((entry, batch)) = packed else {
+            let Some(Packed { entry, batch }) = packed else {
                 break;
             };
             let Kept::Disk(spool) = &mut self.kept else {
@@ -220,15 +205,15 @@ impl Outbox {
                     tracing::warn!(%error, "flows are kept in memory");
                 }
                 self.failing = true;
-                self.unpack(batch);
-                self.merge_losses(lost);
+                self.loose.unpack(batch);
+                self.loose.add_losses(lost);
                 return;
             }
             self.failing = false;
             if !lost.is_empty() {
                 // They belong to the time of the batch whose coming made room for itself.
-                self.widen(batch.window);
-                self.merge_losses(lost);
+                self.loose.widen(batch.window);
+                self.loose.add_losses(lost);
             }
         }
     }
@@ -242,7 +227,7 @@ impl Outbox {
         let sealed = match &mut self.kept {
             Kept::Memory { last_sequence, .. } => {
                 let sequence = *last_sequence + 1;
-                let Some((entry, _)) = self.pack()? else {
+                let Some(Packed { entry, .. }) = self.pack()? else {
                     return Ok(None);
                 };
                 if let Kept::Memory { last_sequence, .. } = &mut self.kept {
@@ -269,57 +254,10 @@ impl Outbox {
         Ok(Some(sealed))
     }
 
-    /// Takes a batch out of what is pending, encoded without a number; `None` if nothing is pending.
-    fn pack(&mut self) -> Result<Option<(Entry, Batch)>, WireError> {
+    /// Takes a batch out of what is in none yet; `None` if there is nothing.
+    fn pack(&mut self) -> Result<Option<Packed>, WireError> {
         let health = self.health();
-        let mut room = MAX_BATCH_FLOWS;
-        while let Some(window) = self.window {
-            let flows = self.pending.take(room);
-            if flows.is_empty() && self.losses.is_empty() {
-                self.window = None;
-                break;
-            }
-            let connections = total(flows.iter());
-            let message = AgentMessage::Batch(Batch {
-                sequence: 0,
-                window,
-                flows,
-                losses: self.losses.clone(),
-                health: Some(health),
-            });
-            let encoded = encode_unnumbered(&message);
-            let AgentMessage::Batch(batch) = message else {
-                break;
-            };
-            match encoded {
-                Ok(message) => {
-                    self.losses.clear();
-                    if self.pending.is_empty() {
-                        self.window = None;
-                    }
-                    let entry = Entry {
-                        connections,
-                        message,
-                    };
-                    return Ok(Some((entry, batch)));
-                }
-                Err(WireError::TooLong(_)) => {
-                    room = batch.flows.len() / 2;
-                    self.put_back(batch.flows);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Makes a batch that could not be kept pending again.
-    fn unpack(&mut self, batch: Batch) {
-        self.widen(batch.window);
-        self.merge_losses(batch.losses);
-        for record in batch.flows {
-            self.pending.add(record);
-        }
+        self.loose.pack(health, &self.meter)
     }
 
     /// Forgets all batches up to this one, of the instance whose turn it is.
@@ -351,7 +289,7 @@ impl Outbox {
             Kept::Disk(_) => true,
         };
         if is_kept
-            && self.window.is_none()
+            && self.loose.is_empty()
             && let Some(receipt) = self.receipt.take()
         {
             receipt.handed_over();
@@ -426,14 +364,14 @@ impl Outbox {
             Kept::Memory { .. } => 0,
             Kept::Disk(spool) => spool.batches(),
         };
-        self.in_flight.is_empty() && self.window.is_none() && stored == 0
+        self.in_flight.is_empty() && self.loose.is_empty() && stored == 0
     }
 
     /// Brings to rest what is left, and says what it is.
     pub(super) fn close(&mut self) -> Leftover {
         self.spool();
         self.settle();
-        let lost = self.pending.connections();
+        let lost = self.loose.connections();
         match &mut self.kept {
             Kept::Memory { .. } => {
                 let sealed = self.in_flight.iter().map(|batch| batch.connections);
@@ -451,115 +389,6 @@ impl Outbox {
                     spooled: spool.batches(),
                 }
             }
-        }
-    }
-
-    /// A batch that was too long goes back; a single record that is too long alone is lost.
-    fn put_back(&mut self, flows: Vec<FlowRecord>) {
-        if let [record] = flows.as_slice() {
-            let count = record.count;
-            self.lose(RECORD_TOO_LONG, count);
-            return;
-        }
-        for record in flows {
-            self.pending.add(record);
-        }
-    }
-
-    fn merge_losses(&mut self, losses: Losses) {
-        for (reason, count) in losses {
-            self.add_loss(&reason, count);
-        }
-    }
-
-    /// Something that is lost here.
-    fn lose(&mut self, reason: &str, count: u64) {
-        self.meter.lose(reason, count);
-        self.add_loss(reason, count);
-    }
-
-    fn add_loss(&mut self, reason: &str, count: u64) {
-        let sum = self.losses.entry(reason.to_owned()).or_default();
-        *sum = sum.saturating_add(count);
-    }
-
-    fn widen(&mut self, window: Window) {
-        self.window = Some(self.window.map_or(window, |known| known.widened(window)));
-    }
-}
-
-/// Encodes a batch of number 0 in such a way that there is room for any other number.
-pub(super) fn encode_unnumbered(batch: &AgentMessage) -> Result<Vec<u8>, WireError> {
-    let message = wire::encode(batch, Encoding::MessagePack)?;
-    let longest = message.len() + size_of::<u64>();
-    if longest > MAX_MESSAGE_BYTES {
-        return Err(WireError::TooLong(longest));
-    }
-    Ok(message)
-}
-
-fn total<'a>(records: impl Iterator<Item = &'a FlowRecord>) -> u64 {
-    records.fold(0, |sum, record| sum.saturating_add(record.count))
-}
-
-/// Records that wait to be sent.
-#[derive(Debug)]
-enum Pending {
-    /// Added up.
-    Merged(Observations),
-    /// Each by itself: who an address was is decided by the time in the record, and adding up would lose that. Records of
-    /// one drain have distinct keys already, so what could be added up is of different seconds, between which an address
-    /// may have moved on; a wrong name makes a wrong rule, while what finds no room is counted and said.
-    Apart(VecDeque<FlowRecord>),
-}
-
-impl Pending {
-    fn new(resolve: Resolve) -> Self {
-        match resolve {
-            Resolve::Both => Self::Merged(Observations::default()),
-            Resolve::Local => Self::Apart(VecDeque::new()),
-        }
-    }
-
-    fn add(&mut self, record: FlowRecord) {
-        match self {
-            Self::Merged(observations) => {
-                observations.observe(record);
-            }
-            Self::Apart(records) => records.push_back(record),
-        }
-    }
-
-    /// Whether the record would take no more room.
-    fn knows(&self, record: &FlowRecord) -> bool {
-        match self {
-            Self::Merged(observations) => observations.knows(record),
-            Self::Apart(_) => false,
-        }
-    }
-
-    fn take(&mut self, most: usize) -> Vec<FlowRecord> {
-        match self {
-            Self::Merged(observations) => observations.take(most),
-            Self::Apart(records) => records.drain(..most.min(records.len())).collect(),
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Merged(observations) => observations.len(),
-            Self::Apart(records) => records.len(),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn connections(&self) -> u64 {
-        match self {
-            Self::Merged(observations) => total(observations.records()),
-            Self::Apart(records) => total(records.iter()),
         }
     }
 }

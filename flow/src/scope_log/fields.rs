@@ -135,6 +135,7 @@ impl<'a> Fields<'a> {
         let client = self.end((3, "Orig.Src"), (4, "Orig.SrcPort"))?;
         let called = self.end((5, "Orig.Dst"), (6, "Orig.DstPort"))?;
         let server = self.end((7, "Reply.Src"), (8, "Reply.SrcPort"))?;
+        let masked = self.end((9, "Reply.Dst"), (10, "Reply.DstPort"))?;
         if server.port() == 0 {
             return Err(self.wrong(8, "Reply.SrcPort", "the port of a server"));
         }
@@ -143,7 +144,7 @@ impl<'a> Fields<'a> {
             hostname: self.text(0, "hostname")?,
             client,
             server,
-            seen: Seen::Tracked { called },
+            seen: Seen::Tracked { called, masked },
         })
     }
 

@@ -63,6 +63,8 @@ pub enum Seen<'a> {
     Tracked {
         /// The address that the client called.
         called: SocketAddr,
+        /// The client as the server sees it: the node itself where it answers for others.
+        masked: SocketAddr,
     },
 }
 

@@ -50,6 +50,7 @@ fn answers_tell_which_server_is_behind_a_service() {
         server: "10.0.0.9:8079".parse().unwrap(),
         seen: Seen::Tracked {
             called: "10.96.0.12:80".parse().unwrap(),
+            masked: "10.0.1.7:40000".parse().unwrap(),
         },
     };
     assert_eq!(parse(TRACKED), Ok(Some(expected)));

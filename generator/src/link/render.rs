@@ -45,7 +45,7 @@ pub(super) fn render(
 
     let called = match seen {
         Seen::Accepted(_) | Seen::Connected(_) => server,
-        Seen::Tracked { called } => called,
+        Seen::Tracked { called, .. } => called,
     };
     let put = |text: &mut Vec<u8>, part: &str| text.extend_from_slice(part.as_bytes());
     put(text, "{\"timestamp\":");

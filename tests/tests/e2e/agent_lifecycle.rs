@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -11,7 +12,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya::programs::loaded_programs;
 use flow::record::{Direction, FlowRecord};
-use lab::{Agent, AgentOptions, Cluster, Hooks, Lab, truth::Edge};
+use lab::{
+    Agent, AgentOptions, Cluster, Generator, GeneratorOptions, Hooks, Lab, binary,
+    truth::{self, Edge},
+};
 use nix::sys::signal::Signal;
 
 use crate::{HOOKS, Test, expect};
@@ -27,6 +31,10 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.push(Test::new(
         "agent::the_topology_is_reloaded_when_it_changes",
         the_topology_is_reloaded,
+    ));
+    tests.push(Test::new(
+        "agent::a_generator_that_moves_is_found",
+        a_generator_that_moves,
     ));
     for hooks in HOOKS {
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL] {
@@ -174,6 +182,49 @@ fn the_topology_is_reloaded() -> Result<()> {
     wanted.insert(server(&address.to_string()), 2);
     wanted.insert(server("shop/web"), 2);
     expect(&[capture], wanted)
+}
+
+/// The generator's name leads to another address than it did when the agent started.
+fn a_generator_that_moves() -> Result<()> {
+    let lab = Lab::start(one_node())?;
+    let mut generator = Generator::start(&lab, &GeneratorOptions::default())?;
+    let url = generator.agents_url();
+    let hosts = lab.folder().join("hosts");
+    // Nobody is there.
+    fs::write(&hosts, "127.0.0.77 generator.test\n")?;
+    // Names come from a file of this agent's own.
+    let own_hosts = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+    let words = [
+        "--mount",
+        "sh",
+        "-c",
+        own_hosts,
+        &hosts.display().to_string(),
+        &binary("microshield-agent")?.display().to_string(),
+        "--node-name=node-1",
+        &format!("--topology=file={}", lab.topology().display()),
+        &format!("--cgroup-root={}", lab.cgroup_root("node-1").display()),
+        &format!("--generator={}", url.replace("127.0.0.1", "generator.test")),
+    ];
+    fs::create_dir_all(lab.cgroup_root("node-1"))?;
+    let mut agent = lab.host().exec(Path::new("unshare"), words)?;
+    agent.wait_stderr(|line| line.contains("not connected to the generator"))?;
+    let web = lab.pod("shop/web")?;
+    let _server = web.serve(["--tcp", "8080"])?;
+    let [address, _] = lab.cluster().addresses(lab.spec("shop/web")?);
+    lab.node("node-1")
+        .call_all(["--count", "3", &format!("tcp://{address}:8080")])?;
+    fs::write(&hosts, "127.0.0.1 generator.test\n")?;
+    agent
+        .wait_stderr(|line| line.contains("connected to the generator") && !line.contains("not"))?;
+    let status = agent.stop(Signal::SIGTERM)?;
+    ensure!(status.success(), "{status}: {}", agent.stderr().join("\n"));
+    generator.stop()?;
+    let wanted = [Direction::Egress, Direction::Ingress]
+        .map(|direction| (Edge::new(direction, "node node-1", "shop/web TCP 8080"), 3));
+    let seen = truth::edges(&generator.export()?);
+    ensure!(seen == wanted.into(), "{seen:?}");
+    Ok(())
 }
 
 /// Every message names what is wrong.

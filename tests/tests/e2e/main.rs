@@ -18,6 +18,7 @@ mod pairs;
 mod plugin;
 mod rights;
 mod scope_log;
+mod scope_tracked;
 mod udp;
 
 use std::{
@@ -117,6 +118,7 @@ fn tests() -> impl Iterator<Item = Test> {
         pairs::tests(),
         plugin::tests(),
         scope_log::tests(),
+        scope_tracked::tests(),
         udp::tests(),
         agent_lifecycle::tests(),
         bookinfo::tests(),

@@ -6,6 +6,7 @@ use std::{
     io::Write as _,
     net::IpAddr,
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -37,6 +38,7 @@ pub(crate) fn tests() -> Vec<Test> {
             move || a_recorded_log(form),
         ));
     }
+    tests.push(Test::new("scope_log::on_standard_input", on_standard_input));
     for (form, ahead, clock) in [
         ("cri", 0, "its clock is ours"),
         ("docker", -HOUR, "its clock is an hour behind"),
@@ -123,7 +125,7 @@ fn a_recorded_log(form: Form) -> Result<()> {
     append(piece(0))?;
     let mut agent = Agent::start(&lab, &options)?;
     append(piece(1))?;
-    wait_for_records(&mut agent, 1)?;
+    wait_for_records(agent.process(), 1)?;
     append(piece(2))?;
     let whole = piece(3).rfind('\n').map_or(0, |end| end + 1);
     append(&piece(3)[..whole])?;
@@ -137,7 +139,7 @@ fn a_recorded_log(form: Form) -> Result<()> {
     append(piece(7))?;
     let before: u64 = records.iter().map(|record| record.count).sum();
     let all: u64 = wanted.values().sum();
-    wait_for_records(&mut agent, all - before)?;
+    wait_for_records(agent.process(), all - before)?;
     records.extend(agent.stop()?.records);
 
     let mut seen: BTreeMap<Flow, u64> = BTreeMap::new();
@@ -171,6 +173,56 @@ fn a_recorded_log(form: Form) -> Result<()> {
     Ok(())
 }
 
+/// The same log through a pipe, with lines in it that are about no connection or not as the probe writes them.
+fn on_standard_input() -> Result<()> {
+    let text = fs::read_to_string(fixture())?;
+    let lines: Vec<&str> = text.lines().collect();
+    let wanted: u64 = recorded(&lines)?.values().sum();
+    let lab = Lab::start(two_pods())?;
+    let mut framed = String::new();
+    for (number, line) in lines.iter().enumerate() {
+        framed += &Form::Cri.frame(number, line);
+        if number % 1_000 == 0 {
+            framed += "<probe> INFO: 2022/08/18 03:24:11.7 something else\n";
+            framed += &format!("{}\n", line.split_at(line.len() - 9).0);
+        }
+    }
+    let pipe = lab.folder().join("pipe");
+    ensure!(Command::new("mkfifo").arg(&pipe).status()?.success());
+    // Never ends, as that of a probe that goes on.
+    let mut writer = OpenOptions::new().read(true).write(true).open(&pipe)?;
+    let end = writer.try_clone()?;
+    let words = [
+        "-c",
+        "exec env MICROSHIELD_LOG=debug \"$@\" < \"$0\"",
+        &pipe.display().to_string(),
+        &binary("microshield-agent")?.display().to_string(),
+        "--stdout",
+        "--scope-log=-",
+        "--node-name=node-1",
+        &format!("--topology=file={}", lab.topology().display()),
+        &format!("--cgroup-root={}", lab.cgroup_root("node-1").display()),
+    ];
+    fs::create_dir_all(lab.cgroup_root("node-1"))?;
+    let mut agent = lab.host().exec(Path::new("sh"), words)?;
+    thread::spawn(move || writer.write_all(framed.as_bytes()));
+    wait_for_records(&agent, wanted)?;
+    let status = agent.stop(Signal::SIGTERM)?;
+    drop(end);
+    ensure!(status.success(), "{status}");
+    let seen = printed(&agent)?;
+    ensure!(seen == wanted, "{seen} connections, not {wanted}");
+    let log = agent.stderr();
+    let malformed = (log.iter()).filter(|line| line.contains("malformed record of the probe"));
+    let malformed: Vec<_> = malformed.collect();
+    ensure!(malformed.len() == 5, "{malformed:?}");
+    ensure!(
+        (malformed.iter()).all(|line| line.contains("the line ends before the record does")),
+        "{malformed:?}"
+    );
+    Ok(())
+}
+
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/microshield/flows.log")
 }
@@ -195,24 +247,31 @@ fn recorded(lines: &[&str]) -> Result<BTreeMap<Flow, u64>> {
     Ok(flows)
 }
 
-/// Until the agent has printed so many connections.
-fn wait_for_records(agent: &mut Agent, count: u64) -> Result<()> {
+/// Until an agent has printed so many connections.
+fn wait_for_records(agent: &Process, count: u64) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let mut printed = 0;
-        for line in agent.process().stdout() {
-            let record: FlowRecord = serde_json::from_str(&line)?;
-            printed += record.count;
-        }
+        let printed = printed(agent)?;
         if printed >= count {
             return Ok(());
         }
         ensure!(
             Instant::now() < deadline,
-            "{printed} connections were reported, not {count}"
+            "{printed} connections were reported, not {count}: {:?}",
+            agent.stderr()
         );
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// How many connections an agent has printed.
+fn printed(agent: &Process) -> Result<u64> {
+    let mut printed = 0;
+    for line in agent.stdout() {
+        let record: FlowRecord = serde_json::from_str(&line)?;
+        printed += record.count;
+    }
+    Ok(printed)
 }
 
 /// The agent and the probe watch the same connections.
@@ -327,22 +386,24 @@ fn two_pods() -> Cluster {
     cluster
 }
 
-/// A probe on the node, once it watches.
+/// A probe on the node of the two pods, once it watches.
 fn probe(lab: &Lab, out: &Path, form: &str, ahead: i64) -> Result<Process> {
+    let how = [format!("--form={form}"), format!("--ahead={ahead}")];
+    probe_of(lab, out, &["shop/web", "shop/client"], &how)
+}
+
+/// A probe on `node-1` that watches the sockets of these pods, once it does.
+pub(crate) fn probe_of(lab: &Lab, out: &Path, pods: &[&str], how: &[String]) -> Result<Process> {
     let mut args = vec![
-        "--host".to_owned(),
-        "node-1".to_owned(),
-        "--form".to_owned(),
-        form.to_owned(),
-        format!("--ahead={ahead}"),
-        "--out".to_owned(),
-        out.display().to_string(),
+        "--host=node-1".to_owned(),
+        format!("--out={}", out.display()),
     ];
-    for pod in ["shop/web", "shop/client"] {
+    for pod in pods {
         let [v4, _] = lab.cluster().addresses(lab.spec(pod)?);
-        args.extend(["--address".to_owned(), v4.to_string()]);
+        args.push(format!("--address={v4}"));
     }
-    let process = lab.host().exec(&binary("lab-probe")?, args)?;
+    args.extend_from_slice(how);
+    let process = lab.node("node-1").exec(&binary("lab-probe")?, args)?;
     process.wait_stdout(|line| line == "ready")?;
     Ok(process)
 }

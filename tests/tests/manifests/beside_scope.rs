@@ -1,4 +1,4 @@
-//! With `beside-scope`, the agents share two folders with the Scope probe of their node.
+//! With `beside-scope`, the agents share two folders with the Scope probe of their node, and have one that outlives them.
 
 use std::{fs, path::Path};
 
@@ -67,6 +67,26 @@ fn agents_read_the_probes_log_and_serve_it_as_a_plugin() {
         host_path(spec(template), plugins).1,
         Some("DirectoryOrCreate")
     );
+}
+
+/// How far the log was read is on the node, and not in the pod: the next pod goes on from there.
+#[test]
+fn the_position_in_the_log_outlives_its_pod() {
+    let all = with("beside-scope");
+    let template = all.agent();
+    let args = Args::try_parse_from(words("microshield-agent", container(template))).unwrap();
+    let position = args.scope.position.unwrap();
+    let (on_the_node, read_only) = on_the_node(template, &position);
+    assert_eq!(on_the_node, "/var/lib/microshield-scope/position");
+    assert!(!read_only);
+    let volume = volume_of(template, &position);
+    assert_eq!(
+        host_path(spec(template), volume).1,
+        Some("DirectoryOrCreate")
+    );
+    // Nothing else is in that folder, and so the agent sees no more of the node.
+    let mounts = container(template).volume_mounts.iter().flatten();
+    assert_eq!(mounts.filter(|mount| mount.name == volume).count(), 1);
 }
 
 /// The patch gives the probe the folder in which the agent's socket is. It is no whole object, so what is missing is added.

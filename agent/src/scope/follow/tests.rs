@@ -167,3 +167,29 @@ fn one_look_reads_no_more_than_it_may() {
     let second = logs.read().len();
     assert_eq!(first + second, count);
 }
+
+/// A file that grows as fast as it is read leaves no room for others. What they have is read when there is some, whatever they
+/// are called by then.
+#[test]
+fn what_there_was_no_room_for_is_read_once() {
+    let mut logs = Logs::new("*.log");
+    logs.append("a.log", &line(1));
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    logs.append("b.log", &line(2));
+    assert_eq!(logs.read(), ["1", "2"]);
+    let other = format!("{}\n", "x".repeat(60_000));
+    let looks = LINGER as usize + 3;
+    logs.append("a.log", &other.repeat(looks * MAX_BYTES / other.len()));
+    logs.append("b.log", &line(3));
+    fs::rename(logs.path("b.log"), logs.path("b.log.2026")).unwrap();
+    for _ in 0..looks - 1 {
+        assert_eq!(logs.read(), [""; 0]);
+    }
+    let mut read = Vec::new();
+    for _ in 0..LINGER + 3 {
+        read.extend(logs.read());
+    }
+    assert_eq!(read, ["live 3"]);
+    // Then it is over.
+    assert_eq!(logs.follower.tails.len(), 1);
+}

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::scope::{
     samples::{SECOND, key, sighting},
-    told::BACKLOG_NS,
+    told::{BACKLOG_NS, Socket},
 };
 
 /// The first drain of a world ends at this second of `CLOCK_MONOTONIC`.
@@ -322,7 +322,7 @@ fn what_was_open_at_the_start_began_before() {
         },
         clock: clock(number),
         is_complete: true,
-        is_last: false,
+        is_last: number == 2,
     };
     let here = |_, _| true;
     world.merger.merge(round(1), vec![open], Vec::new(), &here);
@@ -351,6 +351,7 @@ fn tracked(client_port: u16, server: [u8; 4]) -> Told {
         client: SocketAddr::new(socket.key.local, client_port),
         called: SocketAddr::new(socket.key.remote, 80),
         server: SocketAddr::from((server, 8080)),
+        masked: SocketAddr::new(socket.key.local, client_port),
         at: socket.at,
     })
 }
@@ -415,4 +416,132 @@ fn the_server_behind_a_service_is_named() {
             "{backends:?}"
         );
     }
+}
+
+/// Drains in which the kernel programs count nothing and not everything, with the lines that come in each.
+fn unwatched(lines: Vec<(u64, Told)>, is_here: &dyn Fn(IpAddr, Timestamp) -> bool) -> World {
+    let mut world = World::new(&[]);
+    for number in 1..=12 {
+        let told = lines.iter().filter(|(round, _)| *round == number);
+        let round = Round {
+            number,
+            window: Window {
+                from: clock(number - 1).now(),
+                to: clock(number).now(),
+            },
+            clock: clock(number),
+            is_complete: false,
+            is_last: number == 12,
+        };
+        let told = told.map(|(_, told)| told.clone()).collect();
+        let (sightings, counts) = world.merger.merge(round, Vec::new(), told, is_here);
+        world.handed_over.extend(sightings);
+        world.counts.merged += counts.merged;
+        world.counts.alone += counts.alone;
+        world.counts.passed_on += counts.passed_on;
+    }
+    world
+}
+
+/// The other end of the connection that [`tracked`] tells of, accepted from this client.
+fn accepted(client: SocketAddr, server: [u8; 4]) -> Told {
+    let mut made = Made::default();
+    made.accepted = Some(0);
+    let Told::Socket(mut socket) = made.line() else {
+        panic!("no socket");
+    };
+    socket.key.local = server.into();
+    socket.key.port = 8080;
+    socket.key.remote = client.ip();
+    socket.key.client_port = client.port();
+    Told::Socket(socket)
+}
+
+#[test]
+fn who_answered_is_known_whichever_line_comes_first() {
+    let behind = [10, 0, 9, 9];
+    let client = SocketAddr::new(key(80).local, 40_000);
+    let call = Made::default().line();
+    let accept = accepted(client, behind);
+    let tracked = tracked(client.port(), behind);
+    for rounds in [[3, 3, 3], [3, 4, 4], [4, 3, 4], [4, 3, 3], [3, 3, 4]] {
+        let told = [&call, &tracked, &accept].map(Told::clone);
+        let lines = rounds.into_iter().zip(told).collect();
+        let world = unwatched(lines, &|_, _| true);
+        let of = |direction: Event| {
+            let told = world.handed_over.iter();
+            let told = told.filter(|sighting| sighting.observation.event == direction);
+            backends(&told.cloned().collect::<Vec<_>>())
+        };
+        let named = [(1, Some(SocketAddr::from((behind, 8080))))];
+        assert_eq!(
+            of(Event::Connect(Outcome::Established)),
+            named,
+            "{rounds:?}"
+        );
+        assert_eq!(of(Event::Accept), [(1, None)], "{rounds:?}");
+        assert_eq!(world.counts.alone, 2, "{rounds:?}");
+    }
+}
+
+/// A process may accept a connection long after the node has tracked it.
+#[test]
+fn what_was_placed_as_it_was_tracked_is_not_placed_again() {
+    let behind = [10, 0, 9, 9];
+    let client = SocketAddr::new(key(80).local, 40_000);
+    let server_is_here = |address, _| address == IpAddr::from(behind);
+    let lines = vec![
+        (2, tracked(client.port(), behind)),
+        (9, accepted(client, behind)),
+    ];
+    let world = unwatched(lines, &server_is_here);
+    assert_eq!((world.counts.alone, world.counts.merged), (1, 1));
+    assert_eq!(backends(&world.handed_over).len(), 1);
+    // That of another server is another.
+    let lines = vec![
+        (2, tracked(client.port(), behind)),
+        (9, accepted(client, [10, 0, 9, 8])),
+    ];
+    assert_eq!(unwatched(lines, &server_is_here).counts.alone, 2);
+}
+
+/// Ports are used again, for another server, before the line about the first has been placed.
+#[test]
+fn what_a_client_called_before_counts_too() {
+    let lines = vec![
+        (2, tracked(40_000, [10, 0, 9, 9])),
+        (2, tracked(40_000, [10, 0, 9, 8])),
+        // The same once more is not.
+        (3, tracked(40_000, [10, 0, 9, 8])),
+    ];
+    let world = unwatched(lines, &|_, _| true);
+    assert_eq!(world.counts.alone, 2);
+    let named: Vec<_> = backends(&world.handed_over)
+        .into_iter()
+        .filter_map(|(_, backend)| Some(backend?.ip()))
+        .collect();
+    assert_eq!(named, [[10, 0, 9, 8], [10, 0, 9, 9]].map(IpAddr::from));
+}
+
+/// A node port's client, in whose stead the node asks.
+#[test]
+fn who_comes_masked_counts_once_and_who_only_passes_does_not() {
+    let behind = [10, 0, 9, 9];
+    let node = SocketAddr::from(([10, 0, 9, 1], 5_000));
+    let mut told = tracked(40_000, behind);
+    if let Told::Tracked(tracked) = &mut told {
+        tracked.masked = node;
+    }
+    let server_is_here = |address, _| address == IpAddr::from(behind);
+    for rounds in [(2, 2), (2, 9), (3, 2)] {
+        let lines = vec![(rounds.0, told.clone()), (rounds.1, accepted(node, behind))];
+        let world = unwatched(lines, &server_is_here);
+        assert_eq!(world.counts.alone, 1, "{rounds:?}");
+        let [sighting] = world.handed_over.as_slice() else {
+            panic!("{:?}", world.handed_over);
+        };
+        assert_eq!(sighting.observation.remote, node.ip());
+    }
+    let world = unwatched(vec![(2, told)], &|_, _| false);
+    assert_eq!((world.counts.alone, world.counts.passed_on), (0, 1));
 }

@@ -2,12 +2,17 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use flow::{
     endpoint::Endpoint,
-    record::{Direction, Outcome, Protocol, Source, Tuple},
+    record::{Direction, FlowRecord, Outcome, Protocol, Source, Tuple},
     time::Timestamp,
+    wire::{Batch, MAX_BATCH_FLOWS, Window},
 };
 
 use super::*;
-use crate::scope::position::{Keeper, Position};
+use crate::{
+    capture::Losses,
+    scope::position::{Keeper, Position},
+    uplink::loose::{MAX_FLOWS, RECORD_TOO_LONG},
+};
 
 fn record(client: u32, count: u64) -> FlowRecord {
     let address = IpAddr::from(client.to_be_bytes());
@@ -169,14 +174,14 @@ fn records_whose_other_end_is_only_an_address_keep_their_own_time() {
 #[test]
 fn a_full_outbox_counts_what_it_turns_away() {
     let mut outbox = Outbox::new(Resolve::Both, None, Meter::default());
-    let clients = u32::try_from(MAX_PENDING).unwrap() + 5;
+    let clients = u32::try_from(MAX_FLOWS).unwrap() + 5;
     outbox.add(report(
         0,
         (0..clients).map(|client| record(client, 7)).collect(),
     ));
     // What is known already is still added up.
     outbox.add(report(0, vec![record(0, 1)]));
-    assert_eq!(outbox.pending.len(), MAX_PENDING);
+    assert_eq!(outbox.loose.len(), MAX_FLOWS);
     let mut sent = 0;
     let mut lost = 0;
     while let Some(sealed) = outbox.seal().unwrap() {

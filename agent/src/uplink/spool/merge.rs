@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     capture::Losses,
-    uplink::outbox::{RECORD_TOO_LONG, encode_unnumbered},
+    uplink::loose::{RECORD_TOO_LONG, encode_unnumbered},
 };
 
 /// The name of a merged segment until it is whole.

@@ -1,11 +1,14 @@
 //! A stand-in for the modified Weave Scope probe: watches TCP sockets by another way than the agent, the text of the kernel's
-//! tracepoint, and writes the probe's lines about those of some addresses to a file.
+//! tracepoint, and writes the probe's lines about those of some addresses to a file. If asked it also writes those about the
+//! connections that the kernel tracks in its network namespace.
 //!
 //! It prints `ready` when it watches, and ends on SIGTERM.
 #![forbid(unsafe_code)]
 
+mod tracked;
+
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     net::Ipv4Addr,
@@ -16,12 +19,14 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 use nix::sys::signal::{SigSet, Signal};
+
+use self::tracked::Tracked;
 
 /// Where the instances of the kernel's tracing are.
 const INSTANCES: &str = "/sys/kernel/tracing/instances";
@@ -49,6 +54,28 @@ struct Cli {
     /// By how many seconds its clock is ahead.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     ahead: i64,
+    /// Tells of tracked connections too, so many milliseconds later than of sockets; of sockets so much later if negative.
+    #[arg(long, allow_negative_numbers = true)]
+    tracked: Option<i64>,
+}
+
+/// Lines that are not written yet, by when they are to be.
+#[derive(Default)]
+struct Late {
+    lines: VecDeque<(Instant, String)>,
+    by: Duration,
+}
+
+impl Late {
+    fn add(&mut self, record: String) {
+        self.lines.push_back((Instant::now() + self.by, record));
+    }
+
+    /// The next one, if its time has come.
+    fn next(&mut self, is_last: bool) -> Option<String> {
+        let is_due = |(due, _): &mut (Instant, String)| is_last || *due <= Instant::now();
+        self.lines.pop_front_if(is_due).map(|(_, record)| record)
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -122,16 +149,29 @@ fn main() -> Result<()> {
         .open(instance.0.join("trace_pipe"))?;
     let out = OpenOptions::new().create(true).append(true).open(&cli.out);
     let mut out = out.with_context(|| cli.out.display().to_string())?;
+    let tracked = cli.tracked.map(|_| Tracked::follow()).transpose()?;
     writeln!(io::stdout(), "ready")?;
-    watch(&cli, &mut pipe, &mut out, &is_over)?;
+    watch(&cli, &mut pipe, tracked.as_ref(), &mut out, &is_over)?;
     drop(pipe);
     Ok(())
 }
 
-fn watch(cli: &Cli, pipe: &mut File, out: &mut File, is_over: &AtomicBool) -> Result<()> {
+fn watch(
+    cli: &Cli,
+    pipe: &mut File,
+    tracked: Option<&Tracked>,
+    out: &mut File,
+    is_over: &AtomicBool,
+) -> Result<()> {
     let mut callers = HashMap::new();
     let mut rest = String::new();
     let mut buffer = vec![0; 64 << 10];
+    let delay = cli.tracked.unwrap_or(0);
+    let late = |is_it: bool| Late {
+        by: Duration::from_millis(if is_it { delay.unsigned_abs() } else { 0 }),
+        ..Late::default()
+    };
+    let (mut sockets, mut connections) = (late(delay < 0), late(delay > 0));
     loop {
         let is_last = is_over.load(Ordering::Relaxed);
         loop {
@@ -146,8 +186,16 @@ fn watch(cli: &Cli, pipe: &mut File, out: &mut File, is_over: &AtomicBool) -> Re
             for line in rest.drain(..end).collect::<String>().lines() {
                 ensure!(!line.contains("LOST"), "the kernel's buffer was full");
                 if let Some(record) = record(cli, line, &mut callers) {
-                    write(cli, out, &record)?;
+                    sockets.add(format!("[eBPF] {{{record}}}"));
                 }
+            }
+        }
+        for record in tracked.into_iter().flat_map(Tracked::records) {
+            connections.add(format!("[conntrack] {{{}|{record}}}", cli.host));
+        }
+        for late in [&mut sockets, &mut connections] {
+            while let Some(record) = late.next(is_last) {
+                write(cli, out, &record)?;
             }
         }
         if is_last {
@@ -204,7 +252,7 @@ fn write(cli: &Cli, out: &mut File, record: &str) -> Result<()> {
     let now = jiff::Timestamp::now();
     let own = now + jiff::SignedDuration::from_secs(cli.ahead);
     let time = own.strftime("%Y/%m/%d %H:%M:%S%.6f");
-    let line = format!("<probe> INFO: {time} [CONN] [eBPF] {{{record}}}");
+    let line = format!("<probe> INFO: {time} [CONN] {record}");
     let framed = match cli.form {
         Form::Plain => format!("{line}\n"),
         Form::Cri => format!("{now} stderr F {line}\n"),
