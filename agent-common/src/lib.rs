@@ -16,6 +16,8 @@ pub mod name {
     pub const STATE_BTF: [&str; 2] = ["inet_sock_set_state_btf", "connections_btf"];
     /// The classic tracepoint programs, likewise.
     pub const STATE_CLASSIC: [&str; 2] = ["inet_sock_set_state_classic", "connections_classic"];
+    /// The programs that count the state changes which the classic ones ought to see, likewise.
+    pub const STATE_CHANGES: [&str; 2] = ["state_changes", "state_changes_apart"];
     /// The programs that see datagrams: those that arrive, and those that leave.
     pub const UDP_INGRESS: &str = "udp_ingress";
     /// See [`UDP_INGRESS`].
@@ -42,6 +44,8 @@ pub mod name {
     pub const LISTENERS: &str = "LISTENERS";
     /// The loss counters.
     pub const LOSSES: &str = "LOSSES";
+    /// How many state changes there were, and how many the classic programs have seen.
+    pub const CHANGES: &str = "CHANGES";
     /// The iterator over listeners that are older than the hooks.
     pub const OPEN_LISTENERS: &str = "open_listeners";
     /// The iterator over connections that are older than the hooks.

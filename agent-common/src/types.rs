@@ -243,6 +243,18 @@ pub struct OpenBefore {
     pub datagrams: u64,
 }
 
+/// State changes that matter, on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// How many there were. Before the other, because the kernel copies a value from its beginning: what happens meanwhile must
+    /// not look as if it had not been seen.
+    pub made: u64,
+    /// How many of them the classic program has seen.
+    pub seen: u64,
+}
+
+const _: () = assert!(size_of::<Changes>() == 16 && align_of::<Changes>() == 8);
 const _: () = assert!(size_of::<Open>() == 48 && align_of::<Open>() == 8);
 const _: () = assert!(size_of::<ConnectionEvent>() == 104 && align_of::<ConnectionEvent>() == 8);
 const _: () = assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 8);
@@ -262,8 +274,8 @@ mod pod {
         reason = "aya::Pod is an unsafe marker: the types hold integers and bytes only, without hidden padding"
     )]
     use super::{
-        Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey, OpenBefore, Owner,
-        PeerKey,
+        Changes, Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey,
+        OpenBefore, Owner, PeerKey,
     };
 
     // SAFETY: repr(C), any bit pattern is valid, and the sizes asserted above leave no hidden padding.
@@ -284,6 +296,8 @@ mod pod {
     unsafe impl aya::Pod for Connection {}
     // SAFETY: as for FlowKey.
     unsafe impl aya::Pod for OpenBefore {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for Changes {}
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use agent_common::{
     loss::{LOSSES as LOSS_COUNT, Loss},
     types::{
-        Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey, OlderSocket, Open,
-        OpenBefore, Owner, PeerKey,
+        Changes, Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey,
+        OlderSocket, Open, OpenBefore, Owner, PeerKey,
     },
 };
 use aya_ebpf::{
@@ -113,6 +113,33 @@ pub(crate) static UDP_OLDER: SkStorage<OlderSocket> = SkStorage::new();
 /// [`Loss`] → how often, per CPU. Written by the programs, read by the agent at each drain.
 #[btf_map]
 static LOSSES: PerCpuArray<u64, { LOSS_COUNT as usize }> = PerCpuArray::new();
+
+/// 0 → the state changes that matter, per CPU. Written by the classic program and by the one that counts beside it, read by the
+/// agent at each drain.
+#[btf_map]
+static CHANGES: PerCpuArray<Changes, 1> = PerCpuArray::new();
+
+/// Counts a state change that matters.
+#[inline(always)]
+pub(crate) fn count_change() {
+    if let Some(changes) = CHANGES.get_ptr_mut(0) {
+        // SAFETY: as in `count_loss`.
+        unsafe {
+            atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*changes).made, 1);
+        }
+    }
+}
+
+/// Counts one that the classic program sees.
+#[inline(always)]
+pub(crate) fn count_seen_change() {
+    if let Some(changes) = CHANGES.get_ptr_mut(0) {
+        // SAFETY: as in `count_loss`.
+        unsafe {
+            atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*changes).seen, 1);
+        }
+    }
+}
 
 /// Adds one connection to the active generation.
 ///

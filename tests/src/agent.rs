@@ -14,6 +14,7 @@ use crate::{
     container::Container,
     generator::Generator,
     lab::Lab,
+    pace,
     process::{Process, binary, patience},
     rights::Rights,
 };
@@ -52,6 +53,9 @@ pub enum Hooks {
 /// Where the kernel describes its types.
 const TYPES: &str = "/sys/kernel/btf";
 
+/// The reason of runs that the kernel left out.
+const SKIPPED: &str = "runs_skipped";
+
 /// What an agent reported from its start to its end.
 #[derive(Debug)]
 pub struct Capture {
@@ -59,6 +63,20 @@ pub struct Capture {
     pub records: Vec<FlowRecord>,
     /// What it says it lost, by reason.
     pub losses: BTreeMap<String, u64>,
+}
+
+impl Capture {
+    /// How many runs of its program the kernel left out.
+    #[must_use]
+    pub fn skipped(&self) -> u64 {
+        self.losses.get(SKIPPED).copied().unwrap_or(0)
+    }
+
+    /// Whether nothing else was lost.
+    #[must_use]
+    pub fn lost_nothing(&self) -> bool {
+        self.losses.keys().all(|reason| reason == SKIPPED)
+    }
 }
 
 impl fmt::Display for Hooks {
@@ -194,6 +212,12 @@ impl Agent {
         ];
         if !options.whole_machine {
             args.extend(["--cgroup-root".to_owned(), root.display().to_string()]);
+        }
+        const MAP_ENTRIES: &str = "--map-entries";
+        if let Some(entries) = pace::map_entries()
+            && !options.args.iter().any(|arg| arg == MAP_ENTRIES)
+        {
+            args.extend([MAP_ENTRIES, entries].map(str::to_owned));
         }
         let args = args.iter().chain(&options.args);
         let program = match &options.program {

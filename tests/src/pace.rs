@@ -8,6 +8,10 @@ static PATIENCE: LazyLock<u32> = LazyLock::new(|| factor("LAB_PATIENCE"));
 /// The part of a load that is made, one in so many; a whole number, 1 if it is not set.
 static SHARE: LazyLock<u32> = LazyLock::new(|| factor("LAB_SHARE"));
 
+/// The size of the agents' maps where a test asks for none; else the agents' own default. While the kernel goes through a map for
+/// an agent, it leaves classic tracepoints' programs out on that processor.
+static MAP_ENTRIES: LazyLock<Option<String>> = LazyLock::new(|| env::var("LAB_MAP_ENTRIES").ok());
+
 /// How long to wait here for what never takes longer than `limit` elsewhere.
 #[must_use]
 pub fn patience(limit: Duration) -> Duration {
@@ -18,6 +22,12 @@ pub fn patience(limit: Duration) -> Duration {
 #[must_use]
 pub fn share(count: u64) -> u64 {
     (count / u64::from(*SHARE)).max(1)
+}
+
+/// The size that agents' maps have here, if it is not the usual one.
+#[must_use]
+pub(crate) fn map_entries() -> Option<&'static str> {
+    MAP_ENTRIES.as_deref()
 }
 
 fn factor(variable: &str) -> u32 {

@@ -46,7 +46,7 @@ enum Word {
     },
     /// Build the programs' images as OCI image layouts.
     Image(image::Args),
-    /// Run every check: formatting, clippy, unit tests, lab tests, fuzzing.
+    /// Run every check: formatting, clippy, unit tests, lab tests, those on other kernels, fuzzing.
     Test {
         /// Run the lab's tests of capturing, and nothing else, on other kernels: Debian's, in qemu. `--vm` runs what every
         /// change has to pass, `--vm=all` more tests on more kernels.
@@ -58,6 +58,9 @@ enum Word {
             default_missing_value = "core"
         )]
         vm: Option<vm::Set>,
+        /// Leave out the tests on other kernels, which come from Debian's mirrors when they run for the first time.
+        #[arg(long, conflicts_with = "vm")]
+        without_vm: bool,
         /// With --vm: only on this kernel, such as 6.1; may be given more than once.
         #[arg(long, requires = "vm", value_name = "SERIES")]
         kernel: Vec<String>,
@@ -76,7 +79,7 @@ fn ebpf_and_vm(set: vm::Set, kernels: &[String], filter: &[String]) -> anyhow::R
 
 fn main() -> ExitCode {
     let result = match Cli::parse().word {
-        Word::Setup => setup::run(Scope::Everything),
+        Word::Setup => setup::run(Scope::Everything).and_then(|()| setup::run(Scope::Machines)),
         Word::BuildEbpf => setup::run(Scope::Build).and_then(|()| ebpf::build()),
         Word::Demo => demo::run(),
         Word::Bench(bench) => bench::run(&bench),
@@ -86,8 +89,11 @@ fn main() -> ExitCode {
             vm: Some(set),
             kernel,
             filter,
+            ..
         } => ebpf_and_vm(set, &kernel, &filter),
-        Word::Test { filter, .. } => test::run(&filter),
+        Word::Test {
+            without_vm, filter, ..
+        } => test::run(!without_vm, &filter),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

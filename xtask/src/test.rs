@@ -2,22 +2,28 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     ebpf, fuzz, proc,
     setup::{self, Scope},
+    vm,
 };
+
+/// A step that may be left out.
+const OTHER_KERNELS: &str = "other kernels";
 
 /// Runs every check and prints how long each took.
 ///
 /// Every build is of the whole workspace with the same profile, so that cargo resolves the same features each time and
-/// compiles nothing twice.
+/// compiles nothing twice. What takes root runs for root only: the lab's tests, and those on other kernels, which can be left
+/// out.
 ///
 /// # Errors
 /// The first check that fails; those after it do not run.
-pub(crate) fn run(filter: &[String]) -> Result<()> {
+pub(crate) fn run(with_vm: bool, filter: &[String]) -> Result<()> {
     let root = nix::unistd::geteuid().is_root();
+    let with_vm = with_vm && root;
     let scope = if root {
         Scope::Everything
     } else {
@@ -25,7 +31,13 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
     };
     let tests = |which| move || words("test --workspace", which, filter);
     let steps: &[(&str, &dyn Fn() -> Result<()>)] = &[
-        ("setup", &|| setup::run(scope)),
+        ("setup", &|| {
+            setup::run(scope)?;
+            if with_vm {
+                setup::run(Scope::Machines)?;
+            }
+            Ok(())
+        }),
         ("formatting", &|| words("fmt", "--all --check", &[])),
         ("kernel programs", &ebpf::build),
         ("clippy", &|| {
@@ -38,11 +50,20 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
         ("unit tests", &tests("--lib --bins --")),
         ("integration and lab tests", &tests("--test * --")),
         ("documentation tests", &tests("--doc --")),
+        (OTHER_KERNELS, &|| {
+            vm::run(vm::Set::Core, &[], &[]).context(
+                "the tests on other kernels; `cargo xtask test --without-vm` leaves them out",
+            )
+        }),
         ("fuzzing", &|| fuzz::run(fuzz::SECONDS, &[])),
     ];
     let mut times = Vec::new();
     let mut result = Ok(());
     for (name, step) in steps {
+        if *name == OTHER_KERNELS && !with_vm {
+            eprintln!("── {name}: left out; `cargo xtask test --vm` is for them");
+            continue;
+        }
         eprintln!("── {name}");
         let start = Instant::now();
         result = step();

@@ -9,7 +9,7 @@ use std::{
 use agent_common::name;
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    programs::{BtfTracePoint, ProgramError, ProgramFd, TracePoint},
+    programs::{BtfTracePoint, Program, ProgramError, ProgramFd, RawTracePoint, TracePoint},
 };
 
 use super::{
@@ -189,27 +189,27 @@ pub(super) fn load(options: &Options) -> Result<Loaded, Error> {
     })
 }
 
-/// Attaches the program that [`load`] loaded, and returns its descriptor, which is open as long as `ebpf` lives.
+/// Attaches the program that [`load`] loaded, and returns the descriptor of the one whose skipped runs the kernel counts, which
+/// is open as long as `ebpf` lives.
 pub(super) fn attach(ebpf: &mut Ebpf, hooks: Hooks, mode: Mode) -> Result<RawFd, Error> {
     let attached = match hooks {
         Hooks::Btf => {
             let program = btf_program(ebpf, mode)?;
             program.attach().and_then(|_link| descriptor(program.fd()?))
         }
+        // Its counter comes second, and so runs second: what it has counted has been seen, or is missed for good.
         Hooks::Classic => {
-            let program = classic_program(ebpf, mode)?;
-            program
+            classic_program(ebpf, mode)?
                 .attach(CATEGORY, TRACEPOINT)
-                .and_then(|_link| descriptor(program.fd()?))
+                .map_err(refused(program_name(hooks, mode)))?;
+            let counter = counter_program(ebpf, mode)?;
+            let attached = counter
+                .attach(TRACEPOINT)
+                .and_then(|_link| descriptor(counter.fd()?));
+            return Ok(attached.map_err(refused(counter_name(mode)))?);
         }
     };
-    attached.map_err(|source| {
-        AttachError::Program {
-            program: program_name(hooks, mode),
-            source,
-        }
-        .into()
-    })
+    Ok(attached.map_err(refused(program_name(hooks, mode)))?)
 }
 
 fn descriptor(program: &ProgramFd) -> Result<RawFd, ProgramError> {
@@ -219,40 +219,43 @@ fn descriptor(program: &ProgramFd) -> Result<RawFd, ProgramError> {
 fn load_btf(ebpf: &mut Ebpf, mode: Mode, types: &Btf) -> Result<(), AttachError> {
     btf_program(ebpf, mode)?
         .load(TRACEPOINT, types)
-        .map_err(|source| AttachError::Program {
-            program: program_name(Hooks::Btf, mode),
-            source,
-        })
+        .map_err(refused(program_name(Hooks::Btf, mode)))
 }
 
 fn load_classic(ebpf: &mut Ebpf, mode: Mode) -> Result<(), AttachError> {
     check_format()?;
     classic_program(ebpf, mode)?
         .load()
-        .map_err(|source| AttachError::Program {
-            program: program_name(Hooks::Classic, mode),
-            source,
-        })
+        .map_err(refused(program_name(Hooks::Classic, mode)))?;
+    counter_program(ebpf, mode)?
+        .load()
+        .map_err(refused(counter_name(mode)))
 }
 
 fn btf_program(ebpf: &mut Ebpf, mode: Mode) -> Result<&mut BtfTracePoint, AttachError> {
-    ebpf.program_mut(program_name(Hooks::Btf, mode))
-        .ok_or(ProgramError::NotLoaded)
-        .and_then(TryInto::try_into)
-        .map_err(|source| AttachError::Program {
-            program: program_name(Hooks::Btf, mode),
-            source,
-        })
+    program(ebpf, program_name(Hooks::Btf, mode))
 }
 
 fn classic_program(ebpf: &mut Ebpf, mode: Mode) -> Result<&mut TracePoint, AttachError> {
-    ebpf.program_mut(program_name(Hooks::Classic, mode))
+    program(ebpf, program_name(Hooks::Classic, mode))
+}
+
+fn counter_program(ebpf: &mut Ebpf, mode: Mode) -> Result<&mut RawTracePoint, AttachError> {
+    program(ebpf, counter_name(mode))
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, AttachError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
         .ok_or(ProgramError::NotLoaded)
         .and_then(TryInto::try_into)
-        .map_err(|source| AttachError::Program {
-            program: program_name(Hooks::Classic, mode),
-            source,
-        })
+        .map_err(refused(name))
+}
+
+fn refused(program: &'static str) -> impl Fn(ProgramError) -> AttachError {
+    move |source| AttachError::Program { program, source }
 }
 
 const fn program_name(hooks: Hooks, mode: Mode) -> &'static str {
@@ -260,10 +263,18 @@ const fn program_name(hooks: Hooks, mode: Mode) -> &'static str {
         Hooks::Btf => name::STATE_BTF,
         Hooks::Classic => name::STATE_CLASSIC,
     };
-    forms[match mode {
+    forms[of_mode(mode)]
+}
+
+const fn counter_name(mode: Mode) -> &'static str {
+    name::STATE_CHANGES[of_mode(mode)]
+}
+
+const fn of_mode(mode: Mode) -> usize {
+    match mode {
         Mode::Flows => 0,
         Mode::Connections => 1,
-    }]
+    }
 }
 
 /// The classic tracepoint's folder, where tracefs is mounted.

@@ -11,6 +11,7 @@ mod object;
 mod offsets;
 mod peers;
 mod probe;
+mod skipped;
 mod slot;
 mod udp;
 
@@ -38,7 +39,10 @@ use flow::{
 };
 
 pub(crate) use self::clock::Clock;
-use self::{before::Search, callers::Callers, hooks::Loaded, losses::LossCounters, peers::Peers};
+use self::{
+    before::Search, callers::Callers, hooks::Loaded, losses::LossCounters, peers::Peers,
+    skipped::SkippedRuns,
+};
 pub use self::{
     hooks::{Hooks, tracepoint},
     losses::Losses,
@@ -232,11 +236,14 @@ impl Capture {
             .map_err(map_error(name::CONNECTIONS))?;
         let losses = PerCpuArray::try_from(take(&mut ebpf, name::LOSSES)?)
             .map_err(map_error(name::LOSSES))?;
+        let changes = PerCpuArray::try_from(take(&mut ebpf, name::CHANGES)?)
+            .map_err(map_error(name::CHANGES))?;
         let messages = aya_log::EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel programs"))
             .ok();
         let search = Search::start(&mut ebpf)?;
         let program = hooks::attach(&mut ebpf, hooks, options.mode)?;
+        let skipped = SkippedRuns::new(changes, program).map_err(map_error(name::CHANGES))?;
         // Before the programs that see datagrams, and again after: what the first look knows of a socket they need at once.
         search.datagrams(&mut ebpf, iterators);
         let attached = udp::attach(&mut ebpf, &options.cgroup);
@@ -271,7 +278,7 @@ impl Capture {
             overflow,
             connections,
             events: Vec::new(),
-            losses: LossCounters::new(losses, program),
+            losses: LossCounters::new(losses, skipped),
             at_start,
             taken: found.flows,
             callers: Callers::default(),

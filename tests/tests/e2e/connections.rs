@@ -7,14 +7,14 @@ use flow::record::{ConnectionEvent, Direction};
 use lab::{Agent, AgentOptions, Capture, Cluster, Hooks, Lab, pace::patience, truth::Edge};
 use nix::sys::signal::Signal;
 
-use crate::{HOOKS, Test, exactly};
+use crate::{HOOKS, Test, exactly, expect};
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
     for hooks in HOOKS {
         tests.push(Test::new(
             format!("connections::each_for_itself[{hooks}]"),
-            move || each_for_itself(hooks),
+            move || exactly(|| each_for_itself(hooks)),
         ));
         tests.push(Test::alone(
             format!("connections::more_than_the_ring_holds[{hooks}]"),
@@ -67,9 +67,9 @@ fn each_for_itself(hooks: Hooks) -> Result<()> {
     let agent = Agent::start(&lab, &options)?;
     call(&lab, CALLS)?;
     let capture = agent.stop()?;
-    ensure!(capture.losses.is_empty(), "{:?}", capture.losses);
-    let seen = lab::truth::edges(&capture.records);
-    ensure!(seen == edges(CALLS), "{seen:#?}");
+    expect(std::slice::from_ref(&capture), edges(CALLS))?;
+    // Whose run that was is not known, so some story would lack a word.
+    ensure!(capture.skipped() == 0, "{:?}", capture.losses);
     let mut stories: BTreeMap<(u16, &str), Vec<ConnectionEvent>> = BTreeMap::new();
     for record in &capture.records {
         let Some(connection) = record.connection else {

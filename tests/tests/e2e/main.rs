@@ -23,6 +23,7 @@ mod udp;
 
 use std::{
     collections::BTreeMap,
+    env,
     process::ExitCode,
     sync::{PoisonError, RwLock},
 };
@@ -73,6 +74,9 @@ impl Test {
 /// The forms of kernel hooks; whatever captures is tested with each.
 const HOOKS: [Hooks; 2] = [Hooks::Btf, Hooks::Classic];
 
+/// Parts of tests' names, separated by commas: only these run. The command line takes one only.
+const ONLY: &str = "LAB_TESTS";
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let missing = lab::root_or_reason().err();
@@ -85,7 +89,9 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
+    let only = env::var(ONLY).unwrap_or_default();
     let trials = tests()
+        .filter(|test| only.split(',').any(|part| test.name.contains(part)))
         .map(|test| {
             let name = test.name.clone();
             let run = || {
@@ -146,11 +152,30 @@ fn exactly(check: impl Fn() -> Result<()>) -> Result<()> {
 }
 
 /// Nothing was lost, and exactly these connections were seen.
+///
+/// The kernel may leave runs of a program out, for which no size or speed of ours is a remedy. Then the agent says how many, and
+/// no more connections than that are missing.
 fn expect(captures: &[Capture], wanted: BTreeMap<Edge, u64>) -> Result<()> {
+    let mut skipped = 0;
     for capture in captures {
-        ensure!(capture.losses.is_empty(), "lost: {:?}", capture.losses);
+        ensure!(capture.lost_nothing(), "lost: {:?}", capture.losses);
+        skipped += capture.skipped();
     }
     let seen = lab::truth::edges(captures.iter().flat_map(|capture| &capture.records));
+    if skipped > 0 {
+        eprintln!("the kernel left out {skipped} runs");
+        let missing: u64 = wanted
+            .iter()
+            .map(|(edge, count)| count.saturating_sub(seen.get(edge).copied().unwrap_or(0)))
+            .sum();
+        let is_wanted =
+            |(edge, count): (&Edge, &u64)| wanted.get(edge).is_some_and(|wanted| count <= wanted);
+        ensure!(
+            missing <= skipped && seen.iter().all(is_wanted),
+            "{missing} are missing: {seen:?}\nof {wanted:?}"
+        );
+        return Ok(());
+    }
     let different = |left: &BTreeMap<Edge, u64>, right: &BTreeMap<Edge, u64>| -> String {
         left.iter()
             .filter(|(edge, count)| right.get(edge) != Some(count))

@@ -34,13 +34,13 @@ impl Drop for Machine {
     }
 }
 
-/// Boots a kernel with an initramfs, shows what it says, and returns what became of the tests.
+/// Boots a kernel with an initramfs, shows what it says under a name, and returns what became of the tests.
 ///
 /// By software emulation, which is there everywhere: a virtual machine's own virtualisation often is not, or hangs.
 ///
 /// # Errors
 /// If the machine does not boot, takes too long, or a test fails.
-pub(crate) fn boot(kernel: &Path, initramfs: &Path, tests: &[&str]) -> Result<Summary> {
+pub(crate) fn boot(name: &str, kernel: &Path, initramfs: &Path, tests: &[&str]) -> Result<Summary> {
     // It does not outlive this program, however that ends.
     let mut command = Command::new("setpriv");
     command
@@ -58,7 +58,7 @@ pub(crate) fn boot(kernel: &Path, initramfs: &Path, tests: &[&str]) -> Result<Su
         .args([
             "-append",
             &format!(
-                "console=ttyS0 quiet panic=-1 mitigations=off -- {}",
+                "console=ttyS0 quiet panic=-1 mitigations=off rcupdate.rcu_expedited=1 -- {}",
                 tests.join(" ")
             ),
         ])
@@ -67,7 +67,7 @@ pub(crate) fn boot(kernel: &Path, initramfs: &Path, tests: &[&str]) -> Result<Su
     eprintln!("+ {}", line(&command));
     let mut machine = Machine(command.spawn().with_context(|| line(&command))?);
     let console = machine.0.stdout.take().context("no serial line")?;
-    let summary = watch(console)?;
+    let summary = watch(name, console)?;
     if !summary.is_good() {
         bail!("{summary}");
     }
@@ -75,7 +75,7 @@ pub(crate) fn boot(kernel: &Path, initramfs: &Path, tests: &[&str]) -> Result<Su
 }
 
 /// Reads the serial line until it ends, or somebody has waited too long.
-fn watch(console: impl Read + Send + 'static) -> Result<Summary> {
+fn watch(name: &str, console: impl Read + Send + 'static) -> Result<Summary> {
     let (sender, lines) = channel();
     thread::spawn(move || {
         // Not all that a kernel says is UTF-8.
@@ -89,13 +89,15 @@ fn watch(console: impl Read + Send + 'static) -> Result<Summary> {
             }
         }
     });
-    let end = Instant::now() + LIMIT;
+    let start = Instant::now();
+    let end = start + LIMIT;
     let mut summary = Summary::default();
     loop {
         let left = end.saturating_duration_since(Instant::now());
         match lines.recv_timeout(left.min(SILENCE)) {
             Ok(line) => {
-                eprintln!("  {}", line.trim_end());
+                let seconds = start.elapsed().as_secs();
+                eprintln!("{name:>6} {seconds:4} s  {}", line.trim_end());
                 summary.read(&line);
             }
             Err(RecvTimeoutError::Disconnected) if summary.has_ended() => return Ok(summary),

@@ -6,12 +6,15 @@ mod kernel;
 mod machine;
 mod modules;
 
-use std::{fs, time::Instant};
+use std::{fs, thread, time::Instant};
 
 use anyhow::{Result, bail};
 
-use self::kernel::{KERNELS, Kernel};
+use self::kernel::{KERNELS, Kernel, Unpacked};
 use crate::proc::{Unmet, target_dir};
+
+/// Machines that run at the same time: much of a test's time is waiting.
+const AT_ONCE: usize = 2;
 
 /// Which tests run, and on which kernels where none is named.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -74,19 +77,28 @@ pub(crate) fn run(set: Set, series: &[String], filter: &[String]) -> Result<()> 
     } else {
         filter.iter().map(String::as_str).collect()
     };
+    let unpacked = kernels
+        .into_iter()
+        .map(|kernel| Ok((kernel.series, kernel.unpacked()?)))
+        .collect::<Result<Vec<_>>>()?;
     let programs = image::Programs::build()?;
     let mut failed = Vec::new();
-    for kernel in kernels {
-        let start = Instant::now();
-        let result = test(kernel, &programs, &tests);
-        let seconds = start.elapsed().as_secs_f32();
-        match result {
-            Ok(summary) => eprintln!("── Linux {}: {summary}, {seconds:.0} s", kernel.series),
-            Err(error) => {
-                eprintln!("── Linux {}: {error:#}, {seconds:.0} s", kernel.series);
-                failed.push(kernel.series);
+    for some in unpacked.chunks(AT_ONCE) {
+        thread::scope(|scope| {
+            let running: Vec<_> = some
+                .iter()
+                .map(|(series, kernel)| {
+                    let (programs, tests) = (&programs, tests.as_slice());
+                    let thread = scope.spawn(move || test(series, kernel, programs, tests));
+                    (*series, thread)
+                })
+                .collect();
+            for (series, thread) in running {
+                if !thread.join().unwrap_or(false) {
+                    failed.push(series);
+                }
             }
-        }
+        });
     }
     if !failed.is_empty() {
         bail!("failed on Linux {}", failed.join(", "));
@@ -117,12 +129,28 @@ fn chosen(set: Set, series: &[String]) -> Result<Vec<&'static Kernel>> {
         .collect()
 }
 
-fn test(kernel: &Kernel, programs: &image::Programs, tests: &[&str]) -> Result<console::Summary> {
-    let unpacked = kernel.unpacked()?;
-    let modules = modules::in_order(&unpacked)?;
-    let initramfs = target_dir().join(format!("vm/{}.cpio", kernel.series));
+/// Whether all tests pass on a kernel; says how many, or what failed.
+fn test(series: &str, kernel: &Unpacked, programs: &image::Programs, tests: &[&str]) -> bool {
+    let start = Instant::now();
+    let result = boot(series, kernel, programs, tests);
+    let seconds = start.elapsed().as_secs_f32();
+    match &result {
+        Ok(summary) => eprintln!("── Linux {series}: {summary}, {seconds:.0} s"),
+        Err(error) => eprintln!("── Linux {series}: {error:#}, {seconds:.0} s"),
+    }
+    result.is_ok()
+}
+
+fn boot(
+    series: &str,
+    kernel: &Unpacked,
+    programs: &image::Programs,
+    tests: &[&str],
+) -> Result<console::Summary> {
+    let modules = modules::in_order(kernel)?;
+    let initramfs = target_dir().join(format!("vm/{series}.cpio"));
     image::write(&initramfs, programs, &modules)?;
-    let result = machine::boot(&unpacked.image, &initramfs, tests);
+    let result = machine::boot(series, &kernel.image, &initramfs, tests);
     // It is as large as all programs together, and made in a second.
     fs::remove_file(&initramfs)?;
     result
