@@ -47,6 +47,8 @@ pub struct Totals {
     pub loopback: u64,
     /// Connections left out because they belong to another node that shares this kernel.
     pub other_node: u64,
+    /// Attempts left out because their port was 0.
+    pub no_port: u64,
     /// Losses by reason.
     pub losses: Losses,
 }
@@ -222,6 +224,7 @@ impl<C: Drain> Worker<C> {
         let receipt = scope.and_then(|scope| scope.receipt(held));
         self.totals.loopback += released.loopback;
         self.totals.other_node += released.other_node;
+        self.totals.no_port += released.no_port;
         let mut window = drained.window;
         for record in &released.records {
             self.totals.connections += record.count;

@@ -13,6 +13,10 @@ use crate::resolve::{Resolver, Sighting, Skipped};
 /// two of its first process, and the API passes that on at once.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long anything waits for an API that is away. Nothing new is scheduled meanwhile, so only pods that came shortly before
+/// are missing, and a longer wait would keep everything else that is observed from the generator.
+const LONGEST: Duration = Duration::from_secs(120);
+
 /// Sightings that may wait for the first lists. Each takes a few hundred bytes; what comes when there are as many is
 /// counted as lost, because names would be wrong then, not only missing.
 const MAX_EARLY: usize = 65_536;
@@ -44,6 +48,8 @@ pub struct Released {
     pub loopback: u64,
     /// Connections left out because they belong to another node.
     pub other_node: u64,
+    /// Attempts left out because their port was 0.
+    pub no_port: u64,
     /// Connections lost as [`TOPOLOGY_UNKNOWN`].
     pub lost: u64,
 }
@@ -100,8 +106,8 @@ impl Hold {
 
     /// Names what waits and what is new, and keeps what may yet get a better name.
     ///
-    /// `heard` is when the API was last heard, `now` if it is. What came later is waited for, however long the API is away,
-    /// and so is who came shortly before.
+    /// `heard` is when the API was last heard, `now` if it is. While the API is away names are waited for longer, though not
+    /// for ever.
     pub fn release(
         &mut self,
         sightings: impl IntoIterator<Item = Sighting>,
@@ -155,7 +161,8 @@ impl Hold {
             }
             let named = resolver.name(&sighting, index);
             let waited = heard.saturating_duration_since(since);
-            let may_wait = patience.is_some_and(|patience| waited < patience);
+            let is_long = now.saturating_duration_since(since) >= LONGEST;
+            let may_wait = patience.is_some_and(|patience| waited < patience && !is_long);
             if named.may_change && may_wait && self.waiting.len() < self.most {
                 held = held.or(Some(sighting.round));
                 self.waiting.push_back((since, sighting));
@@ -166,6 +173,7 @@ impl Hold {
                 Ok(record) => released.records.push(record),
                 Err(Skipped::Loopback) => released.loopback += count,
                 Err(Skipped::OtherNode) => released.other_node += count,
+                Err(Skipped::NoPort) => released.no_port += count,
             }
         }
         released

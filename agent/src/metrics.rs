@@ -1,36 +1,21 @@
 //! What the agent counts, and where it is asked: `--metrics ADDR` answers `/healthz`, `/readyz` and `/metrics`.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::ready, io, net::SocketAddr};
 
-use flow::source::View;
+use flow::{source::View, transport::answer_watchers};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
     header::{CONTENT_TYPE, HeaderValue},
-    server::conn::http1,
-    service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use tokio::net::TcpListener;
 
 use crate::{collector::Report, pulse::Pulse};
-
-/// How long somebody may take to ask.
-const DEADLINE: Duration = Duration::from_secs(10);
-
-/// The most who may ask at a time; more wait.
-const MAX_ASKING: usize = 16;
-
-/// The largest head of a request, in bytes.
-const MAX_HEAD: usize = 16 << 10;
-
-/// How long to wait when the system has no more file descriptors or memory for a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// What has happened since the start, and how things are. Copies count together.
 #[derive(Clone, Debug, Default)]
@@ -266,37 +251,14 @@ impl Desk {
 
     /// Answers until it is dropped.
     pub async fn run(self) {
-        let (meter, view, pulse) = (Arc::new(self.meter), self.view, self.pulse);
-        let places = Arc::new(Semaphore::new(MAX_ASKING));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let (meter, view, pulse) = (Arc::clone(&meter), view.clone(), pulse.clone());
-            tokio::spawn(async move {
-                let service = service_fn(|request| {
-                    let response = answer(&request, &meter, &view, &pulse);
-                    async { Ok::<_, Infallible>(response) }
-                });
-                let exchange = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .max_buf_size(MAX_HEAD)
-                    .keep_alive(false)
-                    .serve_connection(TokioIo::new(stream), service);
-                if let Ok(Err(error)) = timeout(DEADLINE, exchange).await {
-                    tracing::debug!(%error, "HTTP request failed");
-                }
-                drop(place);
-            });
-        }
+        let Self {
+            listener,
+            meter,
+            view,
+            pulse,
+        } = self;
+        let answer = move |request| ready(answer(&request, &meter, &view, &pulse));
+        match answer_watchers(listener, answer).await {}
     }
 }
 

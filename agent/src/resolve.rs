@@ -49,6 +49,8 @@ pub enum Skipped {
     Loopback,
     /// The socket belongs to another node that shares this kernel.
     OtherNode,
+    /// To port 0 nobody can connect, and no rule can name it: but anybody can try.
+    NoPort,
 }
 
 /// Names the ends of sightings on one node.
@@ -80,6 +82,9 @@ impl Resolver {
             may_change,
         };
         let seen = &sighting.observation;
+        if seen.port == 0 {
+            return skipped(Skipped::NoPort, false);
+        }
         if seen.local.is_loopback() || seen.remote.is_loopback() || seen.local == seen.remote {
             return skipped(Skipped::Loopback, false);
         }

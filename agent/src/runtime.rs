@@ -10,6 +10,8 @@ use flow::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
+    task::JoinHandle,
+    time::timeout,
 };
 
 use crate::{
@@ -37,8 +39,13 @@ const REPORTS: usize = 4;
 /// at once would be a heavy load. What is captured meanwhile waits.
 const JITTER: Duration = Duration::from_secs(5);
 
+/// How long the end may take after a signal: the last drain and what the uplink takes to say goodbye, and as long again for a
+/// busy node. Only what hangs takes longer.
+const PARTING: Duration = Duration::from_secs(10);
+
 /// A new pod is in Scope's report when its probe has reported, every three seconds, and we see it when we ask next.
 const SCOPE_PATIENCE: Duration = Duration::from_secs(15);
+
 /// The file in the spool's folder that says how far the log of the Scope probe was read.
 const POSITION: &str = "scope-position";
 
@@ -171,7 +178,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
                 credentials: args.stream.credentials(),
             };
             let uplink = Uplink::new(config, spool, reports, meter);
-            tokio::spawn(async { Ok(uplink.run().await) })
+            on_its_own(uplink.run())?
         }
     };
 
@@ -186,19 +193,45 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         // Then its socket is gone.
         plugin.await.ok();
     }
-    let totals = tokio::task::spawn_blocking(move || collector.stop())
-        .await
-        .context("the collector")?;
-    // Whatever became of capturing, what was captured is delivered first.
-    let undelivered = output
-        .await
-        .context("the output")?
-        .context("standard output")?;
+    let parting = async {
+        let totals = tokio::task::spawn_blocking(move || collector.stop())
+            .await
+            .context("the collector")?;
+        // Whatever became of capturing, what was captured is delivered first.
+        let undelivered = output
+            .await
+            .context("the output")?
+            .context("standard output")?;
+        anyhow::Ok((totals, undelivered))
+    };
+    let (totals, undelivered) = tokio::select! {
+        parted = timeout(PARTING, parting) => {
+            parted.context("nobody reads standard output, or the spool's disk does not answer: what was captured last is lost")??
+        }
+        _ = terminate.recv() => return Err(anyhow!("ended by a second signal: what was captured last is lost").into()),
+        _ = interrupt.recv() => return Err(anyhow!("ended by a second signal: what was captured last is lost").into()),
+    };
     if let Some(desk) = desk {
         desk.abort();
     }
     log_totals(&totals?, undelivered);
     Ok(())
+}
+
+/// Runs the uplink on a thread of its own: the spool's disk may take any time, and whoever asks for health or tells of pods
+/// does not wait for it.
+fn on_its_own(
+    uplink: impl Future<Output = Leftover> + Send + 'static,
+) -> io::Result<JoinHandle<io::Result<Leftover>>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    Ok(tokio::task::spawn_blocking(move || {
+        let left = runtime.block_on(uplink);
+        // A name that is being looked up keeps its thread for as long as no server answers.
+        runtime.shutdown_background();
+        Ok(left)
+    }))
 }
 
 /// What is captured and how, for the generator.
@@ -337,6 +370,7 @@ fn log_totals(totals: &Totals, left: Leftover) {
         connections = totals.connections,
         loopback = totals.loopback,
         other_node = totals.other_node,
+        no_port = totals.no_port,
         undelivered = left.lost,
         spooled_batches = left.spooled,
         %losses,

@@ -11,7 +11,8 @@
 //! * [`topology`]: the cluster's objects and the index that answers (address, time) → endpoint;
 //! * `logging`, behind the feature of that name: what the programs say of themselves;
 //! * `source`, behind the feature of that name: the index kept current from a file or the Kubernetes API;
-//! * `transport`, behind the feature of that name: TLS and bearer tokens from files.
+//! * `transport`, behind the feature of that name: TLS and bearer tokens from files, connections by name, the
+//!   listener for those who watch a process.
 //!
 //! Nothing but `source` and `transport` does I/O, reads a clock or starts a task.
 #![forbid(unsafe_code)]

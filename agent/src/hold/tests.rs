@@ -304,3 +304,32 @@ fn while_the_api_is_away_young_pods_are_waited_for() {
     let released = hold.release(Vec::new(), &resolver, &after, minute, minute);
     assert_eq!(names(&released), ["shop/here -> shop/late"]);
 }
+
+#[test]
+fn an_api_that_stays_away_keeps_nothing_back_for_ever() {
+    let index = index(vec![pod("here", Some([10, 0, 1, 9]), HERE, 90)]);
+    let resolver = both_ends();
+    let heard = Instant::now();
+    let mut hold = Hold::new(PATIENCE, Resolve::Both).in_order(true);
+    let seen = vec![sighting("here", [10, 0, 2, 7], 1)];
+    let released = hold.release(seen, &resolver, &index, heard, heard);
+    assert_eq!(released, Released::default());
+    let released = hold.release(Vec::new(), &resolver, &index, heard + LONGEST, heard);
+    assert_eq!(names(&released), ["shop/here -> 10.0.2.7"]);
+    assert_eq!(hold.oldest(), None);
+}
+
+#[test]
+fn attempts_to_port_0_are_left_out() {
+    let index = index(vec![pod("here", Some([10, 0, 1, 9]), HERE, 90)]);
+    let (mut hold, now) = (Hold::new(PATIENCE, Resolve::Both), Instant::now());
+    let mut attempt = sighting("here", [10, 0, 2, 7], 3);
+    attempt.observation.port = 0;
+    attempt.observation.event = Event::Connect(Outcome::Failed);
+    let released = hold.release(vec![attempt], &both_ends(), &index, now, now);
+    let left_out = Released {
+        no_port: 3,
+        ..Released::default()
+    };
+    assert_eq!(released, left_out);
+}

@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flow::{
-    transport::{ClientFiles, TlsError, TokenError, TokenFile},
+    transport::{ClientFiles, TlsError, TokenError, TokenFile, dial},
     wire::{
         self, AgentMessage, Encoding, GeneratorMessage, Hello, MAX_MESSAGE_BYTES, SUBPROTOCOL,
         WireError,
@@ -13,7 +13,6 @@ use flow::{
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
@@ -217,12 +216,12 @@ impl Connection {
     }
 }
 
-/// Connects to the host as it is called now: the name is resolved each time.
+/// Connects to the host: its name is resolved each time.
 async fn connect(
     url: &GeneratorUrl,
     tls: &ClientFiles,
 ) -> Result<Box<dyn Stream>, ConnectionError> {
-    let stream = TcpStream::connect((url.host(), url.port())).await?;
+    let stream = dial(url.host(), url.port()).await?;
     // Batches are whole when they are written.
     stream.set_nodelay(true)?;
     if !url.is_encrypted() {

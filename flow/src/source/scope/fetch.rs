@@ -17,7 +17,6 @@ use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
     sync::mpsc,
     task::JoinSet,
     time::timeout,
@@ -31,7 +30,7 @@ use super::{
 };
 use crate::{
     topology::scope::{self, Report},
-    transport::{ClientFiles, TlsError},
+    transport::{ClientFiles, TlsError, dial},
 };
 
 /// How long it may take to get a connection.
@@ -134,8 +133,7 @@ impl Client {
     }
 
     async fn open(&self, connection: &mut JoinSet<()>) -> Result<Response<Incoming>, Trouble> {
-        let address = (self.url.host(), self.url.port());
-        let stream = timeout(CONNECT, TcpStream::connect(address)).await;
+        let stream = timeout(CONNECT, dial(self.url.host(), self.url.port())).await;
         let stream = stream
             .map_err(|_elapsed| Trouble::timed_out(CONNECT))?
             .map_err(Trouble::unreachable)?;
