@@ -163,7 +163,7 @@ impl Meter {
         registry.register(
             "scope_connections",
             "Connections of the Scope probe's log by what became of them: merged with one that was captured, counted by an \
-             earlier process or long ago, or seen by the probe only",
+             earlier process or long ago, seen by the probe only, or passed on from elsewhere to another node",
             self.scope.outcomes.clone(),
         );
         let stale = Gauge::<i64>::default();

@@ -121,13 +121,16 @@ impl Resolver {
         let unknown = matches!(local, Endpoint::External(_));
         let mut record = self.record(sighting, local);
         let is_old = log.is_some_and(|log| log.is_old);
+        let is_translated = log.is_some_and(|log| log.backend.is_some());
+        if is_translated {
+            record.via = Some(SocketAddr::new(seen.remote, seen.port));
+        }
         let may_change = match self.resolve {
             Resolve::Both => {
                 index.name_ends(&mut record);
                 let may_change = unknown || index.may_be_a_young_pod(&record);
-                if log.is_some_and(|log| log.backend.is_some()) {
+                if is_translated {
                     record.tuple.dst_addr = seen.remote;
-                    record.via = Some(SocketAddr::new(seen.remote, seen.port));
                 }
                 may_change && !is_old
             }

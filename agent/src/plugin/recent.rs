@@ -87,7 +87,7 @@ impl Flow {
             src: record.src.clone(),
             client: record.tuple.src_addr,
             dst: record.dst.clone(),
-            server: record.tuple.dst_addr,
+            server: server(record),
             port: record.tuple.dst_port,
             protocol: record.protocol,
             outcome: record.outcome,
@@ -145,7 +145,7 @@ impl State {
         for record in records.iter().filter(|record| is_news(record)) {
             let key = Key {
                 client: record.tuple.src_addr,
-                server: record.tuple.dst_addr,
+                server: server(record),
                 port: record.tuple.dst_port,
                 protocol: record.protocol,
                 outcome: record.outcome,
@@ -199,6 +199,19 @@ impl State {
     }
 }
 
+/// The server's own address, which need not be the one that was called; the record's port is the server's in any case.
+fn server(record: &FlowRecord) -> IpAddr {
+    let called = record.tuple.dst_addr;
+    match (&record.dst, record.via) {
+        (Endpoint::Pod { pod, .. }, Some(_)) => {
+            let mut own = pod.addresses.iter().copied();
+            own.find(|own| own.is_ipv4() == called.is_ipv4())
+                .unwrap_or(called)
+        }
+        _ => called,
+    }
+}
+
 /// Whether Scope can learn something from it: it is no connection's end, and not what Scope alone has seen.
 fn is_news(record: &FlowRecord) -> bool {
     let is_scopes = record.sources.iter().eq([&Source::Scope]);
@@ -236,6 +249,46 @@ mod tests {
         let seen = state.seen(start + SPAN);
         assert_eq!(seen.flows.len(), 1);
         assert!(state.seen(start + SPAN * 2).flows.is_empty());
+    }
+
+    /// Two pods behind one service, which the probe's log tells apart, and a port that the node forwards.
+    #[test]
+    fn who_was_called_by_another_address_has_his_own() {
+        let (mut state, start) = (State::default(), Instant::now());
+        let called = |address: &str, own: &str| {
+            let mut record = record(1, 1, 1);
+            let own = own.parse().unwrap();
+            record.dst = Endpoint::Pod {
+                pod: std::sync::Arc::new(flow::endpoint::Pod {
+                    uid: String::new(),
+                    namespace: "shop".to_owned(),
+                    name: "web".to_owned(),
+                    labels: std::sync::Arc::default(),
+                    workload: None,
+                    node: None,
+                    host_network: false,
+                    addresses: vec!["fd00::1".parse().unwrap(), own],
+                    services: std::sync::Arc::default(),
+                }),
+                service: None,
+            };
+            record.tuple.dst_addr = address.parse().unwrap();
+            record.via = (record.tuple.dst_addr != own).then(|| (record.tuple.dst_addr, 80).into());
+            record
+        };
+        let records = [
+            called("10.96.0.1", "10.0.9.1"),
+            called("10.96.0.1", "10.0.9.2"),
+            called("192.0.2.1", "10.0.9.3"),
+            called("10.0.9.3", "10.0.9.3"),
+        ];
+        state.add(&records, start);
+        let flows = state.seen(start).flows;
+        let seen: Vec<_> = (flows.iter())
+            .map(|flow| (flow.server.to_string(), flow.count))
+            .collect();
+        let own = |last, count| (format!("10.0.9.{last}"), count);
+        assert_eq!(seen, [own(1, 1), own(2, 1), own(3, 2)]);
     }
 
     #[test]

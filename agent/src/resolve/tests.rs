@@ -77,7 +77,11 @@ fn log(is_alone: bool) -> FromLog {
 }
 
 fn record(sighting: &Sighting) -> FlowRecord {
-    let resolver = Resolver::new("node-1".to_owned(), Resolve::Both, false);
+    record_for(Resolve::Both, sighting)
+}
+
+fn record_for(resolve: Resolve, sighting: &Sighting) -> FlowRecord {
+    let resolver = Resolver::new("node-1".to_owned(), resolve, false);
     resolver.name(sighting, &index()).record.unwrap()
 }
 
@@ -117,9 +121,17 @@ fn each_adds_what_the_other_lacks() {
 fn the_server_behind_an_address_is_who_the_node_says() {
     let mut told = log(false);
     told.backend = Some(SocketAddr::from(([10, 0, 9, 9], 8080)));
-    let record = record(&sighting(8, Some(told)));
-    assert_eq!(record.dst.to_string(), "shop/api");
-    assert_eq!(record.tuple.dst_port, 8080);
-    assert_eq!(record.tuple.dst_addr, IpAddr::from([10, 96, 0, 1]));
-    assert_eq!(record.via, Some(SocketAddr::from(([10, 96, 0, 1], 80))));
+    let sighting = sighting(8, Some(told));
+    let named = record(&sighting);
+    assert_eq!(named.dst.to_string(), "shop/api");
+    assert_eq!(named.tuple.dst_port, 8080);
+    assert_eq!(named.tuple.dst_addr, IpAddr::from([10, 96, 0, 1]));
+    let via = Some(SocketAddr::from(([10, 96, 0, 1], 80)));
+    assert_eq!(named.via, via);
+    // Where somebody else names the server, its address is what that goes by.
+    let mut later = record_for(Resolve::Local, &sighting);
+    assert_eq!(later.tuple.dst_addr, IpAddr::from([10, 0, 9, 9]));
+    index().name_ends(&mut later);
+    assert_eq!(later.dst.to_string(), "shop/api");
+    assert_eq!((later.tuple.dst_port, later.via), (8080, via));
 }

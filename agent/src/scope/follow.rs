@@ -6,21 +6,20 @@
 
 use std::{
     fs::{self, File, Metadata},
-    io::{self, Read},
+    io,
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     str::FromStr,
-    sync::mpsc::{Receiver, TryRecvError, sync_channel},
-    thread,
 };
 
 use super::{
     lines::{Lines, Text},
     position::Place,
+    stdin::Stdin,
 };
 
 /// How much is read at once.
-const PIECE_BYTES: usize = 64 << 10;
+pub(super) const PIECE_BYTES: usize = 64 << 10;
 
 /// How much is read in a drain: of lines of usual length, 20,000.
 const MAX_BYTES: usize = 4 << 20;
@@ -34,9 +33,6 @@ const LINGER: u32 = 10;
 
 /// Files that are followed at once. Others wait until these are gone.
 const MAX_FILES: usize = 256;
-
-/// Pieces of standard input that may wait; its writer then does.
-const MAX_PIECES: usize = 16;
 
 /// Where a log is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,13 +72,6 @@ pub(super) struct Follower {
     buffer: Vec<u8>,
     /// Whether it was said that there are too many.
     is_crowded: bool,
-}
-
-#[derive(Debug)]
-struct Stdin {
-    pieces: Receiver<Vec<u8>>,
-    lines: Lines,
-    has_ended: bool,
 }
 
 /// A file.
@@ -362,56 +351,6 @@ impl Tail {
             (self.lines).take(&buffer[..read], &mut |text| sink(text, is_live));
         }
         Ok(())
-    }
-}
-
-impl Stdin {
-    fn new() -> io::Result<Self> {
-        let (sender, pieces) = sync_channel(MAX_PIECES);
-        // It ends with its input or with the process: nothing else wakes one who reads.
-        thread::Builder::new()
-            .name("scope-log".to_owned())
-            .spawn(move || {
-                let mut input = io::stdin().lock();
-                loop {
-                    let mut piece = vec![0; PIECE_BYTES];
-                    match input.read(&mut piece) {
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                        Err(error) => {
-                            tracing::warn!(%error, "cannot read the probe's log from standard input");
-                            return;
-                        }
-                        Ok(0) => return,
-                        Ok(read) => {
-                            piece.truncate(read);
-                            if sender.send(piece).is_err() {
-                                return;
-                            }
-                        }
-                    }
-                }
-            })?;
-        Ok(Self {
-            pieces,
-            lines: Lines::at(0),
-            has_ended: false,
-        })
-    }
-
-    fn read(&mut self, room: &mut usize, sink: &mut dyn FnMut(Text<'_>)) {
-        while *room > 0 && !self.has_ended {
-            match self.pieces.try_recv() {
-                Ok(piece) => {
-                    *room = room.saturating_sub(piece.len());
-                    self.lines.take(&piece, sink);
-                }
-                Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => {
-                    self.has_ended = true;
-                    self.lines.finish(sink);
-                }
-            }
-        }
     }
 }
 

@@ -12,7 +12,6 @@
 //! What leaves keeps the order of the drains: the position of the log goes on with it.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -26,6 +25,7 @@ use flow::{
 use super::{
     account::{Accounts, Key, Lot, Place, When},
     coverage::{Coverage, Span},
+    groups::{Groups, together},
     pair::{Paired, Pairs},
     queue::{Queue, ROUNDS},
     told::{Boot, Moment, Process, SAME_EVENT_NS, Told, Tracked},
@@ -52,9 +52,6 @@ pub struct FromLog {
     /// Whether this was long enough ago for the cluster's objects to be known.
     pub is_old: bool,
 }
-
-/// How old a connection is whose pods the API has told of.
-const OLD_NS: u64 = 60_000_000_000;
 
 /// A drain, as far as merging is concerned.
 #[derive(Clone, Copy, Debug)]
@@ -99,16 +96,6 @@ pub(super) struct Merger {
     drained_ns: Option<u64>,
 }
 
-/// Connections that become one record.
-#[derive(PartialEq, Eq, Hash)]
-struct Group {
-    key: Key,
-    backend: Option<SocketAddr>,
-    is_late: bool,
-    /// Addresses change hands.
-    second: u64,
-}
-
 impl Merger {
     /// `counted` are the spans of this boot and of the one before in which everything was counted.
     pub(super) fn new([this, earlier]: [Vec<Span>; 2]) -> Self {
@@ -135,18 +122,18 @@ impl Merger {
         self.count(round, sightings);
         let mut counts = Counts::default();
         for (since, paired) in self.pairs.pair(round.number, told, round.is_last) {
-            let mut groups = HashMap::new();
+            let mut groups = Groups::default();
             for paired in paired {
                 self.place_socket(round, paired, &mut groups, &mut counts);
             }
-            self.queue.add(since, groups.into_values());
+            self.queue.add(since, groups.into_sightings());
         }
         // No line about their sockets has come.
         let is_due = |since| round.is_last || round.number >= since + ROUNDS;
         for (since, tracked) in self.pairs.take(is_due) {
-            let mut groups = HashMap::new();
+            let mut groups = Groups::default();
             self.place_tracked(round, tracked, is_here, &mut groups, &mut counts);
-            self.queue.add(since, groups.into_values());
+            self.queue.add(since, groups.into_sightings());
         }
         if self.accounts.is_full() || round.number.is_multiple_of(SWEEP) {
             self.accounts.forget_old(round.clock.monotonic_ns());
@@ -214,7 +201,7 @@ impl Merger {
         &mut self,
         round: Round,
         Paired { socket, backend }: Paired,
-        groups: &mut HashMap<Group, Sighting>,
+        groups: &mut Groups,
         counts: &mut Counts,
     ) {
         let from_log = FromLog {
@@ -235,7 +222,8 @@ impl Merger {
             counts.merged += 1;
             return;
         }
-        alone(round, socket.key, at, from_log, groups, counts);
+        counts.alone += 1;
+        groups.add_alone(socket.key, at.time, round.clock.now(), from_log);
     }
 
     fn place_tracked(
@@ -243,7 +231,7 @@ impl Merger {
         round: Round,
         tracked: Tracked,
         is_here: &dyn Fn(IpAddr, Timestamp) -> bool,
-        groups: &mut HashMap<Group, Sighting>,
+        groups: &mut Groups,
         counts: &mut Counts,
     ) {
         let Tracked {
@@ -297,7 +285,8 @@ impl Merger {
             return;
         }
         let key = keys[usize::from(comes_in)];
-        alone(round, key, at, from_log, groups, counts);
+        counts.alone += 1;
+        groups.add_alone(key, at.time, round.clock.now(), from_log);
     }
 
     /// Sets a line against what was counted under one of these keys, or says that it was counted without being known.
@@ -306,7 +295,7 @@ impl Merger {
         keys: &[Key],
         at: At,
         from_log: &FromLog,
-        groups: &mut HashMap<Group, Sighting>,
+        groups: &mut Groups,
         counts: &mut Counts,
     ) -> bool {
         let mut when = match at.boot {
@@ -343,17 +332,13 @@ impl Merger {
         when: When,
         time: Timestamp,
         from_log: &FromLog,
-        groups: &mut HashMap<Group, Sighting>,
+        groups: &mut Groups,
     ) -> bool {
         let pid = from_log.process.as_ref().map_or(0, |process| process.pid);
-        let together = Key {
-            client_port: 0,
-            ..*key
-        };
-        let key = [*key, together]
+        let found = [*key, together(*key)]
             .into_iter()
             .find(|key| self.accounts.has(key, when));
-        let Some(taken) = key.and_then(|key| self.accounts.take(&key, when, pid)) else {
+        let Some(taken) = found.and_then(|key| self.accounts.take(&key, when, pid)) else {
             return false;
         };
         let queue = &mut self.queue;
@@ -361,27 +346,7 @@ impl Merger {
         if is_waiting {
             return true;
         }
-        let group = Group {
-            key: together,
-            backend: None,
-            is_late: true,
-            second: 0,
-        };
-        let late = groups.entry(group).or_insert_with(|| {
-            let mut late = taken.like.clone();
-            late.observation.count = 0;
-            late.observation.connection = None;
-            late.observation.client_port = 0;
-            late.observation.first_seen = time;
-            late.observation.last_seen = time;
-            late.log = Some(Box::new(FromLog {
-                // What was called is what was reported, and stays.
-                backend: None,
-                ..from_log.clone()
-            }));
-            late
-        });
-        widen(late, time);
+        groups.add_late(*key, time, taken.like, from_log);
         true
     }
 }
@@ -406,67 +371,6 @@ fn key_of(seen: &Observation) -> Option<Key> {
         port: seen.port,
         client_port: seen.client_port,
     })
-}
-
-/// Adds a connection that only the probe saw.
-fn alone(
-    round: Round,
-    key: Key,
-    at: At,
-    from_log: FromLog,
-    groups: &mut HashMap<Group, Sighting>,
-    counts: &mut Counts,
-) {
-    counts.alone += 1;
-    let group = Group {
-        key: Key {
-            client_port: 0,
-            ..key
-        },
-        backend: from_log.backend,
-        is_late: false,
-        second: at.time.as_nanos() / 1_000_000_000,
-    };
-    let sighting = groups.entry(group).or_insert_with(|| {
-        let process = from_log.process.clone();
-        let age = (round.clock.now().as_nanos()).saturating_sub(at.time.as_nanos());
-        Sighting {
-            observation: Observation {
-                event: match key.direction {
-                    Direction::Egress => Event::Connect(Outcome::Established),
-                    Direction::Ingress => Event::Accept,
-                },
-                protocol: Protocol::Tcp,
-                local: key.local,
-                remote: key.remote,
-                port: key.port,
-                cgroup: 0,
-                netns: 0,
-                pid: process.as_ref().map_or(0, |process| process.pid),
-                comm: process.map_or_else(String::new, |process| process.comm),
-                client_port: 0,
-                connection: None,
-                count: 0,
-                first_seen: at.time,
-                last_seen: at.time,
-            },
-            owner: None,
-            log: Some(Box::new(FromLog {
-                is_alone: true,
-                is_old: age > OLD_NS,
-                ..from_log
-            })),
-            round: round.number,
-        }
-    });
-    sighting.observation.count += 1;
-    widen(sighting, at.time);
-}
-
-fn widen(sighting: &mut Sighting, time: Timestamp) {
-    let seen = &mut sighting.observation;
-    seen.first_seen = seen.first_seen.min(time);
-    seen.last_seen = seen.last_seen.max(time);
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod account;
 mod coverage;
 mod follow;
+mod groups;
 mod lines;
 mod merge;
 mod pair;
@@ -13,6 +14,7 @@ pub mod position;
 mod queue;
 #[cfg(test)]
 mod samples;
+mod stdin;
 mod told;
 
 use std::{fs, io, net::IpAddr, path::PathBuf};

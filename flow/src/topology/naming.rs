@@ -13,7 +13,8 @@ use crate::{
 
 impl Index {
     /// Names both ends of a record of which only the observed end is named, and that in part: a pod by its uid, a node by
-    /// its name. The other end is the address and port in the tuple, as the observer's socket had them.
+    /// its name. The other end is the address and port in the tuple, as the observer's socket had them; or the server itself, where
+    /// the observer knows it, and `via` what its socket had.
     ///
     /// The index must be about the whole cluster. Whether the observer has it or who collects the records, the result is
     /// the same; but it is not to be done twice, because a service's port becomes its target port by it.
@@ -24,7 +25,9 @@ impl Index {
             Direction::Egress => {
                 let server = self.resolve(tuple.dst_addr, protocol, tuple.dst_port, at);
                 let called = SocketAddr::new(tuple.dst_addr, tuple.dst_port);
-                record.via = server.virtual_address.then_some(called);
+                if server.virtual_address {
+                    record.via = Some(called);
+                }
                 tuple.dst_port = server.port;
                 record.dst = server.endpoint;
                 record.src = self.observed(&record.src, tuple.src_addr, protocol, None);

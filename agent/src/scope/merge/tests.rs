@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -116,7 +118,9 @@ impl World {
                 sighting
             });
             sighting.observation.count += 1;
-            widen(sighting, time);
+            let seen = &mut sighting.observation;
+            seen.first_seen = seen.first_seen.min(time);
+            seen.last_seen = seen.last_seen.max(time);
         }
         let comes = |made: &&Made| made.by_probe && lines.contains(&(made.round() + made.late));
         let told = self.made.iter().filter(comes).map(|made| made.line());
@@ -445,8 +449,10 @@ fn unwatched(lines: Vec<(u64, Told)>, is_here: &dyn Fn(IpAddr, Timestamp) -> boo
 
 /// The other end of the connection that [`tracked`] tells of, accepted from this client.
 fn accepted(client: SocketAddr, server: [u8; 4]) -> Told {
-    let mut made = Made::default();
-    made.accepted = Some(0);
+    let made = Made {
+        accepted: Some(0),
+        ..Made::default()
+    };
     let Told::Socket(mut socket) = made.line() else {
         panic!("no socket");
     };
