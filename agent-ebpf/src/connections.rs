@@ -4,7 +4,7 @@ use agent_common::{
     loss::Loss,
     types::{ConnectionEvent, FlowKey, Open, Owner, kind},
 };
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{BPF_ANY, BPF_RB_NO_WAKEUP};
 
 use crate::{
     maps::{CONNECTIONS, OPEN, count_flow, count_loss},
@@ -129,6 +129,6 @@ fn send(key: &FlowKey, open: &Open, now_ns: u64, bytes: Option<(u64, u64)>) -> b
         (&raw mut (*event).padding).write(0);
         (&raw mut (*event).comm).write(open.comm);
     }
-    entry.submit(0);
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
     true
 }

@@ -10,7 +10,7 @@ use agent_common::{
     },
 };
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_NO_WAKEUP},
     btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
@@ -239,7 +239,8 @@ fn overflow(key: &FlowKey, value: &FlowValue) -> bool {
         (&raw mut (*event).key).write(*key);
         (&raw mut (*event).value).write(*value);
     }
-    entry.submit(0);
+    // The agent looks by itself.
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
     true
 }
 

@@ -11,7 +11,7 @@ use flow::{record::FlowRecord, source::View, time::Timestamp, wire::Window};
 use tokio::sync::mpsc;
 
 use crate::{
-    capture::{self, Capture, Drained, Losses, Observation},
+    capture::{self, Capture, Drained, Losses, Observation, Portion},
     hold::{Hold, Released, TOPOLOGY_UNKNOWN},
     identity::Identity,
     pulse::Pulse,
@@ -21,6 +21,9 @@ use crate::{
 
 /// From one drain to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often single connections are taken out meanwhile: at the default size of their ring some 150,000 a second have room.
+const SINGLES: Duration = Duration::from_millis(50);
 
 /// Drains that may fail one after the other, as for a shortage of memory that passes.
 const MAX_FAILURES: u32 = 5;
@@ -128,12 +131,26 @@ impl Collector {
 
 /// What the worker asks of [`Capture`].
 trait Drain {
-    fn drain(&mut self) -> Result<Drained, capture::Error>;
+    fn drain(&mut self, last: bool) -> Result<Drained, capture::Error>;
+
+    /// Whether there may be something between two drains.
+    fn tells_apart(&self) -> bool;
+
+    /// What there is between two drains.
+    fn take_single(&mut self) -> Result<Option<Portion>, capture::Error>;
 }
 
 impl Drain for Capture {
-    fn drain(&mut self) -> Result<Drained, capture::Error> {
-        Self::drain(self)
+    fn drain(&mut self, last: bool) -> Result<Drained, capture::Error> {
+        Self::drain(self, last)
+    }
+
+    fn tells_apart(&self) -> bool {
+        Self::tells_apart(self)
+    }
+
+    fn take_single(&mut self) -> Result<Option<Portion>, capture::Error> {
+        Self::take_single(self)
     }
 }
 
@@ -154,11 +171,13 @@ impl<C: Drain> Worker<C> {
         let mut next = Instant::now() + INTERVAL;
         let mut failures = 0;
         loop {
-            let wait = next.saturating_duration_since(Instant::now());
-            let stopping = !matches!(
-                stopped.recv_timeout(wait),
-                Err(std_mpsc::RecvTimeoutError::Timeout)
-            );
+            let stopping = match self.wait_until(next, stopped) {
+                Ok(stopping) => stopping,
+                Err(error) => {
+                    self.give_up();
+                    return Err(error);
+                }
+            };
             let report = match self.drain(stopping) {
                 Ok(report) => report,
                 Err(error) if stopping || failures == MAX_FAILURES => {
@@ -185,11 +204,49 @@ impl<C: Drain> Worker<C> {
         }
     }
 
+    /// Waits for the next drain, or for the end, and says whether that has come. Takes out single connections meanwhile, but for
+    /// those that the log of the Scope probe tells of, too: they are merged a drain at a time.
+    fn wait_until(
+        &mut self,
+        next: Instant,
+        stopped: &std_mpsc::Receiver<std::convert::Infallible>,
+    ) -> Result<bool, capture::Error> {
+        let tells_apart = self.capture.tells_apart() && self.scope.is_none();
+        loop {
+            let left = next.saturating_duration_since(Instant::now());
+            let wait = if tells_apart { left.min(SINGLES) } else { left };
+            let stopping = !matches!(
+                stopped.recv_timeout(wait),
+                Err(std_mpsc::RecvTimeoutError::Timeout)
+            );
+            if tells_apart {
+                let until = next.max(Instant::now());
+                self.take_single(until)?;
+            }
+            if stopping || wait == left {
+                return Ok(stopping);
+            }
+        }
+    }
+
+    /// Reports single connections, a portion at a time, until there are few left or another drain is due.
+    fn take_single(&mut self, until: Instant) -> Result<(), capture::Error> {
+        while let Some(Portion { drained, is_full }) = self.capture.take_single()? {
+            let report = self.report(drained, false);
+            let is_taken = self.reports.blocking_send(report).is_ok();
+            if !is_full || !is_taken || Instant::now() >= until {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn drain(&mut self, last: bool) -> Result<Report, capture::Error> {
         if let Some(scope) = &mut self.scope {
             scope.read();
         }
-        let drained = self.capture.drain()?;
+        let drained = self.capture.drain(last)?;
+        self.naming.identity.next_round();
         self.pulse.beat();
         Ok(self.report(drained, last))
     }
@@ -277,7 +334,6 @@ impl Naming {
             hold,
         } = self;
         let index = view.index();
-        identity.next_round();
         let seen = observations.map(|observation| Sighting {
             owner: identity.owner(observation.cgroup, observation.pid),
             observation,

@@ -164,6 +164,21 @@ pub struct Drained {
     pub losses: Losses,
 }
 
+/// What was taken out between two drains.
+pub struct Portion {
+    /// It: from the last drain until now, and nothing lost, which the next drain tells.
+    pub drained: Drained,
+    /// Whether there may be more.
+    pub is_full: bool,
+}
+
+/// What happened to single connections is taken out in portions of this many: as a record each is several times as large as in
+/// the ring.
+const PORTION: usize = 4_096;
+
+/// The most that a drain takes out where nothing is taken out before it. What is left stays in the ring for the next one.
+const PORTIONS: usize = 16;
+
 /// There once the kernel has loaded its SCTP.
 pub const SCTP: &str = "/proc/net/sctp";
 
@@ -178,6 +193,7 @@ pub struct Capture {
     // The programs' links live in it.
     _ebpf: Ebpf,
     hooks: Hooks,
+    mode: Mode,
     /// `None` if UDP is not captured.
     peers: Option<Peers>,
     generations: [Generation; 2],
@@ -271,6 +287,7 @@ impl Capture {
         Ok(Self {
             _ebpf: ebpf,
             hooks,
+            mode: options.mode,
             peers,
             generations,
             active: 0,
@@ -300,11 +317,12 @@ impl Capture {
         self.peers.is_some()
     }
 
-    /// Takes out everything that was counted since the last drain. Each connection is in exactly one drain.
+    /// Takes out everything that was counted since the last drain. Each connection is in exactly one drain. What happened to
+    /// single connections may be left for the next, unless this is the `last`.
     ///
     /// # Errors
     /// If a map cannot be read. Nothing is lost by that: what was read and what was not are both there for the next call.
-    pub fn drain(&mut self) -> Result<Drained, Error> {
+    pub fn drain(&mut self, last: bool) -> Result<Drained, Error> {
         let idle = 1 - self.active;
         // When this returns no program uses the old generation any more, see `ACTIVE_FLOWS` in agent-ebpf.
         self.active_map
@@ -316,10 +334,7 @@ impl Capture {
         let clock = Clock::read().map_err(Error::Clock)?;
         batch::take_all(old.fd.as_fd(), &mut self.taken).map_err(Error::Drain)?;
         self.drain_overflow();
-        while let Some(item) = self.connections.next() {
-            self.events
-                .extend(object::read_event::<types::ConnectionEvent>(&item));
-        }
+        self.take_events(if last { usize::MAX } else { PORTIONS * PORTION });
         if let Some(peers) = &mut self.peers {
             peers
                 .forget_silent(clock.monotonic_ns())
@@ -330,13 +345,8 @@ impl Capture {
         }
         self.ebb.drained(self.taken.len() + self.events.len());
 
-        // The time of day may have been set back since the last drain.
-        let now = clock.now();
-        let window = Window {
-            from: self.window_start.min(now),
-            to: now,
-        };
-        self.window_start = now;
+        let window = self.window(&clock);
+        self.window_start = window.to;
         let mut losses = self.losses.since_last().map_err(map_error(name::LOSSES))?;
         for (reason, count) in std::mem::take(&mut self.at_start) {
             *losses.entry(reason).or_default() += count;
@@ -361,6 +371,51 @@ impl Capture {
             ),
             losses,
         })
+    }
+
+    /// Whether single connections are to be taken out between two drains: their ring holds a fraction of a second's.
+    #[must_use]
+    pub fn tells_apart(&self) -> bool {
+        self.mode == Mode::Connections
+    }
+
+    /// Takes out a portion of what happened to single connections, and nothing else. `None` if there is nothing.
+    ///
+    /// # Errors
+    /// If the clock cannot be read.
+    pub fn take_single(&mut self) -> Result<Option<Portion>, Error> {
+        let clock = Clock::read().map_err(Error::Clock)?;
+        self.take_events(PORTION);
+        if self.events.is_empty() {
+            return Ok(None);
+        }
+        let events = std::mem::take(&mut self.events);
+        Ok(Some(Portion {
+            is_full: events.len() == PORTION,
+            drained: Drained {
+                window: self.window(&clock),
+                observations: Box::new(events.into_iter().map(move |event| single(&event, &clock))),
+                losses: Losses::new(),
+            },
+        }))
+    }
+
+    fn take_events(&mut self, most: usize) {
+        while self.events.len() < most
+            && let Some(item) = self.connections.next()
+        {
+            self.events
+                .extend(object::read_event::<types::ConnectionEvent>(&item));
+        }
+    }
+
+    /// Since the last drain. The time of day may have been set back meanwhile.
+    fn window(&self, clock: &Clock) -> Window {
+        let now = clock.now();
+        Window {
+            from: self.window_start.min(now),
+            to: now,
+        }
     }
 
     /// Adds up what went through the ring: it has one event a connection.

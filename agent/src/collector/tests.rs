@@ -13,9 +13,17 @@ use crate::{capture::Event, hold::PATIENCE};
 struct Broken(VecDeque<Drained>);
 
 impl Drain for Broken {
-    fn drain(&mut self) -> Result<Drained, capture::Error> {
+    fn drain(&mut self, _last: bool) -> Result<Drained, capture::Error> {
         let gone = || capture::Error::Drain(io::Error::other("gone"));
         self.0.pop_front().ok_or_else(gone)
+    }
+
+    fn tells_apart(&self) -> bool {
+        false
+    }
+
+    fn take_single(&mut self) -> Result<Option<Portion>, capture::Error> {
+        Ok(None)
     }
 }
 
