@@ -464,3 +464,23 @@ mod text {
             .transpose()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_null_is_as_what_is_left_out() {
+        let absent = json!({"src": 0, "dst": 1, "port": 80, "last_seen": 1.0});
+        let mut null = absent.clone();
+        null["via"] = json!(null);
+        let from_json = |flow| serde_json::from_value::<Flow>(flow).unwrap();
+        assert_eq!(from_json(null.clone()), from_json(absent.clone()));
+        let from_binary =
+            |flow| rmp_serde::from_slice::<Flow>(&rmp_serde::to_vec(flow).unwrap()).unwrap();
+        assert_eq!(from_binary(&null), from_binary(&absent));
+        assert_eq!(from_binary(&null).via, None);
+    }
+}

@@ -10,22 +10,22 @@ use std::{
 
 use flow::{
     time::Timestamp,
-    wire::{self, Encoding, GeneratorMessage, RawMessage},
+    wire::{self, Encoding, GeneratorMessage, MAX_MESSAGE_BYTES, RawMessage},
 };
-use futures_util::{
-    SinkExt as _, StreamExt as _,
-    future::{Fuse, FutureExt as _},
-};
+use futures_util::future::{Fuse, FutureExt as _};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncWrite},
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        self, Bytes, Message,
-        protocol::{CloseFrame, frame::coding::CloseCode},
+use tokio_tungstenite::tungstenite::{
+    self, Bytes,
+    protocol::{
+        CloseFrame,
+        frame::{
+            Frame,
+            coding::{CloseCode, Data, OpCode},
+        },
     },
 };
 use tracing::{debug, info, warn};
@@ -34,10 +34,17 @@ use super::{
     Refusal,
     door::Stranger,
     ends::Ends,
-    session::{Ask, Ended, Feedback, Sender, Session},
+    session::{Ask, Ended, Feedback, Room, Sender, Session},
+    socket::{Heard, Socket},
     validate,
 };
 use crate::{auth::Admission, metrics::Meter};
+
+/// The longest hello, in bytes. There is always room for it.
+const MAX_HELLO_BYTES: usize = 16 << 10;
+
+/// How long a message may take to arrive in the room that others wait for.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// How long a peer may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -63,6 +70,25 @@ enum Ending {
     Refused(Refusal),
     /// The generator is stopping.
     Stopping,
+}
+
+impl Ending {
+    fn closed(frame: Option<CloseFrame>) -> Self {
+        Self::Gone(match frame {
+            None => "closed".to_owned(),
+            Some(frame) => format!(
+                "closed ({}): {}",
+                u16::from(frame.code),
+                frame.reason.escape_default()
+            ),
+        })
+    }
+}
+
+impl From<tungstenite::Error> for Ending {
+    fn from(error: tungstenite::Error) -> Self {
+        Refusal::from_socket(&error).map_or_else(|| Self::Gone(error.to_string()), Self::Refused)
+    }
 }
 
 impl From<Refusal> for Ending {
@@ -103,17 +129,13 @@ pub(super) struct Call {
 }
 
 /// Speaks with a peer until either end has enough of it. `stop` turns true when the generator stops.
-pub(super) async fn converse<S>(
-    socket: WebSocketStream<S>,
-    call: Call,
-    queue: Sender,
-    stop: watch::Receiver<bool>,
-) where
+pub(super) async fn converse<S>(stream: S, call: Call, queue: Sender, stop: watch::Receiver<bool>)
+where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let peer = call.peer;
     let mut connection = Connection {
-        socket,
+        socket: Socket::new(stream, MAX_HELLO_BYTES),
         encoding: Encoding::MessagePack,
         ends: call.ends,
         stop,
@@ -143,7 +165,7 @@ pub(super) async fn converse<S>(
 }
 
 struct Connection<S> {
-    socket: WebSocketStream<S>,
+    socket: Socket<S>,
     /// How the peer spoke last.
     encoding: Encoding,
     ends: Ends,
@@ -157,21 +179,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         admission: &Admission,
     ) -> Result<(Arc<Session>, watch::Receiver<Feedback>), Ending> {
         let deadline = Instant::now() + HELLO_DEADLINE;
-        let data = loop {
-            let received = tokio::select! {
+        let (bytes, encoding) = loop {
+            let heard = tokio::select! {
                 stopping = stopping(&mut self.stop) => return Err(stopping),
-                message = self.socket.next() => received(message)?,
+                heard = self.socket.next() => heard?,
                 () = sleep_until(deadline) => {
                     let seconds = HELLO_DEADLINE.as_secs();
                     return Err(Refusal::policy(format!("no hello within {seconds} s")).into());
                 }
             };
-            if let Some(data) = received {
-                break data;
+            match heard {
+                Heard::Announced(_) => self.socket.admit(),
+                Heard::Message { bytes, encoding } => break (bytes, encoding),
+                Heard::Alive(pong) => self.answer(pong).await?,
+                Heard::Close(frame) => return Err(Ending::closed(frame)),
             }
         };
-        self.encoding = data.encoding;
-        let RawMessage::Hello(hello) = data.decode()? else {
+        self.encoding = encoding;
+        let RawMessage::Hello(hello) = wire::decode(&bytes, encoding)? else {
             return Err(Refusal::protocol("the first message must be a hello").into());
         };
         validate::hello(&hello)?;
@@ -184,6 +209,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             );
             return Err(Refusal::policy(reason).into());
         }
+        self.socket.set_limit(MAX_MESSAGE_BYTES);
         Ok(Session::new(hello, Timestamp::from(SystemTime::now())))
     }
 
@@ -224,10 +250,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let room = queue.reserve(0).await?;
         queue.send(session, Ask::Join, room).await?;
         let mut welcomed = false;
-        // One message at most is held while there is no room for it at the keeper's; nothing more is read then.
-        let mut waiting: Option<Data> = None;
+        // A message is read when there is room for it; while it waits for that, nothing is.
+        let mut waiting = false;
         // Its place in the line for room must outlive the turns of the loop.
-        let mut room = pin!(Fuse::terminated());
+        let mut reserving = pin!(Fuse::terminated());
+        // The room of the message that is read, its length, and until when it may be had.
+        let mut room: Option<Room> = None;
+        let mut length = 0;
+        let mut hurried = false;
         let mut heard = Instant::now();
         let mut pinged = heard;
         loop {
@@ -245,36 +275,68 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         return Err(refusal.into());
                     }
                 }
-                reserved = &mut room => {
-                    let reserved = reserved?;
-                    if let Some(data) = waiting.take() {
-                        self.encoding = data.encoding;
-                        let RawMessage::Batch(batch) = data.decode()? else {
-                            return Err(Refusal::protocol("hello was said before").into());
-                        };
-                        validate::batch(&batch)?;
-                        let batch = self.ends.decode(batch, data.encoding)?;
-                        queue.send(session, Ask::Store(Box::new(batch)), reserved).await?;
-                    }
+                reserved = &mut reserving => {
+                    room = Some(reserved?);
+                    (waiting, hurried) = (false, true);
+                    self.socket.admit();
                     heard = Instant::now();
                 }
-                message = self.socket.next(), if waiting.is_none() => {
-                    waiting = received(message)?;
-                    if let Some(data) = &waiting {
-                        room.set(queue.reserve(data.len()).fuse());
+                next = self.socket.next(), if !waiting => match next? {
+                    Heard::Announced(bytes) => {
+                        length = bytes;
+                        waiting = true;
+                        reserving.set(queue.reserve(length).fuse());
                     }
-                    heard = Instant::now();
+                    Heard::Message { bytes, encoding } => {
+                        hurried = false;
+                        if let Some(room) = room.take() {
+                            self.pass_on(session, &bytes, encoding, queue, room).await?;
+                        }
+                        heard = Instant::now();
+                    }
+                    Heard::Alive(pong) => {
+                        self.answer(pong).await?;
+                        heard = Instant::now();
+                    }
+                    Heard::Close(frame) => return Err(Ending::closed(frame)),
+                },
+                () = sleep_until(heard + PATIENCE), if hurried => {
+                    hurried = false;
+                    room = Some(queue.set_aside(length).ok_or_else(|| {
+                        Refusal::failure("too many messages arrive as slowly as this one")
+                    })?);
                 }
-                () = sleep_until(silent_at), if waiting.is_none() => {
+                () = sleep_until(silent_at), if !waiting => {
                     let seconds = SILENCE_DEADLINE.as_secs();
                     return Err(Refusal::policy(format!("nothing heard for {seconds} s")).into());
                 }
-                () = sleep_until(next_ping), if waiting.is_none() => {
+                () = sleep_until(next_ping), if !waiting => {
                     pinged = Instant::now();
-                    self.send(Message::Ping(Bytes::new())).await?;
+                    self.send(Frame::ping(Bytes::new())).await?;
                 }
             }
         }
+    }
+
+    /// Decodes a batch and passes it to the keeper.
+    async fn pass_on(
+        &mut self,
+        session: &Arc<Session>,
+        bytes: &[u8],
+        encoding: Encoding,
+        queue: &Sender,
+        room: Room,
+    ) -> Result<(), Ending> {
+        self.encoding = encoding;
+        let RawMessage::Batch(batch) = wire::decode(bytes, encoding)? else {
+            return Err(Refusal::protocol("hello was said before").into());
+        };
+        validate::batch(&batch)?;
+        let batch = self.ends.decode(batch, encoding)?;
+        queue
+            .send(session, Ask::Store(Box::new(batch)), room)
+            .await?;
+        Ok(())
     }
 
     /// Tells the peer up to where its batches are stored.
@@ -292,23 +354,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     async fn say(&mut self, message: &GeneratorMessage) -> Result<(), Ending> {
         let bytes = wire::encode(message, self.encoding)?;
-        let message = match self.encoding {
-            Encoding::MessagePack => Message::binary(bytes),
-            Encoding::Json => Message::text(String::from_utf8_lossy(&bytes).into_owned()),
+        let code = match self.encoding {
+            Encoding::MessagePack => Data::Binary,
+            Encoding::Json => Data::Text,
         };
-        self.send(message).await
+        self.send(Frame::message(bytes, OpCode::Data(code), true))
+            .await
     }
 
-    async fn send(&mut self, message: Message) -> Result<(), Ending> {
-        match timeout(WRITE_DEADLINE, self.socket.send(message)).await {
+    /// Answers a ping, if there was one.
+    async fn answer(&mut self, pong: Option<Frame>) -> Result<(), Ending> {
+        match pong {
+            Some(pong) => self.send(pong).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn send(&mut self, frame: Frame) -> Result<(), Ending> {
+        match timeout(WRITE_DEADLINE, self.socket.send(frame)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Ending::Gone(error.to_string())),
             Err(_) => Err(Ending::Gone("the peer does not read".to_owned())),
         }
     }
 
-    /// Says why, closes, and waits for the peer to have read it: were the connection dropped with anything unread, TCP
-    /// would reset it and throw away what is on its way to the peer.
+    /// Says why, closes, and waits for the peer to have read it.
     async fn close(&mut self, ending: Ending) {
         let frame = match ending {
             Ending::Gone(_) => return,
@@ -330,55 +400,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 frame
             }
         };
-        if self.socket.close(Some(frame)).await.is_err() {
-            return;
+        if self.send(Frame::close(Some(frame))).await.is_ok() {
+            self.socket.drain().await;
         }
-        let stream = self.socket.get_mut();
-        if stream.shutdown().await.is_err() {
-            return;
-        }
-        let mut discarded = [0; 4_096];
-        while matches!(stream.read(&mut discarded).await, Ok(1..)) {}
-    }
-}
-
-/// What a peer sent: one message, not decoded yet.
-struct Data {
-    bytes: Bytes,
-    encoding: Encoding,
-}
-
-impl Data {
-    fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    fn decode(&self) -> Result<RawMessage<'_>, wire::WireError> {
-        wire::decode(&self.bytes, self.encoding)
-    }
-}
-
-/// What the socket gave; nothing if it was a ping or pong, which tungstenite answers by itself.
-fn received(message: Option<Result<Message, tungstenite::Error>>) -> Result<Option<Data>, Ending> {
-    match message {
-        Some(Ok(Message::Binary(bytes))) => Ok(Some(Data {
-            bytes,
-            encoding: Encoding::MessagePack,
-        })),
-        Some(Ok(Message::Text(text))) => Ok(Some(Data {
-            bytes: text.into(),
-            encoding: Encoding::Json,
-        })),
-        Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(None),
-        Some(Ok(Message::Close(None))) => Err(Ending::Gone("closed".to_owned())),
-        Some(Ok(Message::Close(Some(frame)))) => Err(Ending::Gone(format!(
-            "closed ({}): {}",
-            u16::from(frame.code),
-            frame.reason.escape_default()
-        ))),
-        Some(Err(error)) => Err(Refusal::from_socket(&error)
-            .map_or_else(|| Ending::Gone(error.to_string()), Ending::Refused)),
-        None => Err(Ending::Gone("connection lost".to_owned())),
     }
 }
 

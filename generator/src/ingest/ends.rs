@@ -4,10 +4,15 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use flow::wire::{Encoding, Packed, RawEnd};
+use flow::{
+    topology::Common,
+    wire::{Encoding, End, Packed, RawEnd},
+};
+use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
 use super::{Refusal, validate};
 use crate::ledger::KnownEnd;
@@ -15,16 +20,25 @@ use crate::ledger::KnownEnd;
 /// How much is kept of ends, in bytes, of all agents: that of some forty thousand. When it is more, all are forgotten.
 const MAX_KEPT: usize = 32 << 20;
 
-/// What an end takes besides its text, about, in bytes.
+/// What an end takes besides as much as its text, about, in bytes.
 const ENTRY: usize = 256;
 
 /// Decodes ends. Copies have what they know in common.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Ends(Arc<Mutex<Table>>);
+#[derive(Clone, Debug)]
+pub(super) struct Ends {
+    table: Arc<Mutex<Table>>,
+    /// Makes fingerprints of texts, with a key that nobody knows.
+    fingerprints: SipHasher13,
+}
+
+/// What a text is known by: 128 bits, so that no two are alike, neither by chance nor by intent.
+type Fingerprint = u128;
 
 #[derive(Debug, Default)]
 struct Table {
-    known: HashMap<Box<[u8]>, KnownEnd>,
+    known: HashMap<Fingerprint, KnownEnd>,
+    /// Pods of one template have most of what they say in common.
+    common: Common,
     kept: usize,
     serials: u64,
 }
@@ -45,36 +59,50 @@ impl Ends {
     }
 
     fn end(&self, end: RawEnd<'_>, encoding: Encoding, index: usize) -> Result<KnownEnd, Refusal> {
-        if let Some(known) = self.lock().known.get(end.0) {
+        let mut hasher = self.fingerprints;
+        hasher.write(end.0);
+        let fingerprint = hasher.finish128().as_u128();
+        if let Some(known) = self.lock().known.get(&fingerprint) {
             return Ok(known.clone());
         }
         let decoded = end.decode(encoding)?;
         validate::end(&decoded).map_err(|invalid| {
             Refusal::invalid(invalid.within(&format!("ends[{index}]")).to_string())
         })?;
-        Ok(self.lock().keep(end.0, decoded))
+        Ok(self.lock().keep(fingerprint, end.0.len(), decoded))
     }
 
     /// Nothing panics while it is held.
     fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        let [one, other] = [(); 2].map(|()| RandomState::new().hash_one(()));
+        Self {
+            table: Arc::default(),
+            fingerprints: SipHasher13::new_with_keys(one, other),
+        }
     }
 }
 
 impl Table {
-    fn keep(&mut self, text: &[u8], end: flow::wire::End) -> KnownEnd {
+    fn keep(&mut self, fingerprint: Fingerprint, length: usize, mut end: End) -> KnownEnd {
+        self.common.share_end(&mut end.endpoint);
         self.serials += 1;
         let known = KnownEnd {
             serial: self.serials,
             end: Arc::new(end),
         };
-        let cost = text.len() + ENTRY;
+        let cost = length + ENTRY;
         if self.kept + cost > MAX_KEPT {
             self.known.clear();
             self.kept = 0;
         }
         // Two connections may have met it at the same moment: then it has two serials, which costs no more than a look.
-        if self.known.insert(text.into(), known.clone()).is_none() {
+        if self.known.insert(fingerprint, known.clone()).is_none() {
             self.kept += cost;
         }
         known

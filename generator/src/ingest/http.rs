@@ -11,7 +11,7 @@ use std::{convert::Infallible, sync::OnceLock, time::Duration};
 
 use flow::{
     transport::Secret,
-    wire::{AGENTS_PATH, MAX_MESSAGE_BYTES, SUBPROTOCOL},
+    wire::{AGENTS_PATH, SUBPROTOCOL},
 };
 use http_body_util::{Either, Full, StreamBody};
 use hyper::{
@@ -30,13 +30,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{mpsc, oneshot},
 };
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        handshake::server::create_response_with_body,
-        protocol::{Role, WebSocketConfig},
-    },
-};
+use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tracing::debug;
 
 use super::{Exports, Sender, export::Progress};
@@ -52,17 +46,10 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 /// The largest head of an HTTP request, in bytes: a service-account token has its place in it.
 const MAX_HEAD: usize = 16 << 10;
 
-/// The buffer that every connection has for reading, and how much is written at once, in bytes. Batches are seldom and
-/// connections are many, so it is small; a longer message gets its own space while it arrives.
-const BUFFER: usize = 8 << 10;
-
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
 const JSON_LINES: &str = "application/x-ndjson";
-
-/// A WebSocket over a connection that came in by HTTP.
-pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// What a body can fail with: that the keeper has ended.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -85,9 +72,9 @@ pub struct Desk {
     pub queue: Sender,
 }
 
-/// Answers the peer's HTTP requests. Returns the WebSocket if the peer asked for that, and may; else it has been told what
-/// is to be told, and the connection is closed.
-pub(super) async fn serve<S>(stream: S, desk: &Desk) -> Option<(Socket, Admission)>
+/// Answers the peer's HTTP requests. Returns the connection if the peer asked for a WebSocket, and may; else it has been told
+/// what is to be told, and the connection is closed.
+pub(super) async fn serve<S>(stream: S, desk: &Desk) -> Option<(TokioIo<Upgraded>, Admission)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -111,15 +98,7 @@ where
         () = progress.ceased() => debug!("no HTTP request in time"),
     }
     let (upgrade, admission): (OnUpgrade, Admission) = accepted.into_inner()?;
-    let upgraded = upgrade.await.ok()?;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(BUFFER)
-        .write_buffer_size(BUFFER)
-        .max_message_size(Some(MAX_MESSAGE_BYTES))
-        .max_frame_size(Some(MAX_MESSAGE_BYTES));
-    let socket =
-        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config));
-    Some((socket.await, admission))
+    Some((TokioIo::new(upgrade.await.ok()?), admission))
 }
 
 /// Everything but an export is answered at once.

@@ -11,6 +11,7 @@ mod export;
 mod http;
 mod refusal;
 mod session;
+mod socket;
 mod validate;
 mod watchers;
 
@@ -150,7 +151,8 @@ async fn serve(stream: TcpStream, visit: Visit, desk: Arc<Desk>, mut stop: watch
         return;
     }
     let config = desk.gate.tls().map(ServerTls::config);
-    let asked = async {
+    // In a place of its own, which is given back: what answering takes is many times what a conversation does.
+    let asked = Box::pin(async {
         match config {
             None => http::serve(stream, &desk).await,
             Some(config) => {
@@ -166,12 +168,12 @@ async fn serve(stream: TcpStream, visit: Visit, desk: Arc<Desk>, mut stop: watch
                 }
             }
         }
-    };
+    });
     let agent = tokio::select! {
         _ = stop.wait_for(|stop| *stop) => return,
         agent = asked => agent,
     };
-    if let Some((socket, admission)) = agent {
+    if let Some((stream, admission)) = agent {
         let call = connection::Call {
             peer,
             admission,
@@ -179,7 +181,7 @@ async fn serve(stream: TcpStream, visit: Visit, desk: Arc<Desk>, mut stop: watch
             ends: visit.ends,
             meter: desk.meter.clone(),
         };
-        connection::converse(socket, call, desk.queue.clone(), stop).await;
+        connection::converse(stream, call, desk.queue.clone(), stop).await;
     }
 }
 

@@ -11,17 +11,21 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use super::Refusal;
 use crate::{ledger::KnownEnd, status::QueueStatus};
 
-/// How much may wait for the keeper: KiB of messages as they came. Decoded they take little more memory, so
-/// this bounds what batches take in all, however many agents there are. A message is decoded only when there is room for
+/// How much may arrive and wait for the keeper: KiB of messages as they come. Decoded they take little more memory, so
+/// this bounds what batches take in all, however many agents there are. A message is read only when there is room for
 /// it. When there is none, connections wait and read no further, so that their agents are held back by TCP; room is
 /// given in the order in which it was asked for.
 const ROOM: usize = 8 << 10;
+
+/// The same for messages that arrive slowly, for which nobody else is to wait.
+const ROOM_ASIDE: usize = 32 << 10;
 
 /// The connections' way to the keeper.
 #[derive(Clone, Debug)]
 pub struct Sender {
     requests: mpsc::Sender<Request>,
     room: Arc<Semaphore>,
+    aside: Arc<Semaphore>,
 }
 
 /// The keeper's end.
@@ -37,9 +41,19 @@ pub struct Room {
 #[must_use]
 pub fn queue() -> (Sender, Receiver) {
     // A request takes at least one of the units of room, so there is always a place for one that has its room.
-    let (requests, receiver) = mpsc::channel(ROOM);
-    let room = Arc::new(Semaphore::new(ROOM));
-    (Sender { requests, room }, receiver)
+    let (requests, receiver) = mpsc::channel(ROOM + ROOM_ASIDE);
+    let sender = Sender {
+        requests,
+        room: Arc::new(Semaphore::new(ROOM)),
+        aside: Arc::new(Semaphore::new(ROOM_ASIDE)),
+    };
+    (sender, receiver)
+}
+
+/// The units of room that so many bytes take.
+fn units(bytes: usize) -> u32 {
+    const { assert!(MAX_MESSAGE_BYTES.div_ceil(1 << 10) <= ROOM) }
+    bytes.min(MAX_MESSAGE_BYTES).div_ceil(1 << 10).max(1) as u32
 }
 
 /// The keeper has ended.
@@ -53,21 +67,28 @@ impl Sender {
     /// # Errors
     /// If nobody is there to make room.
     pub async fn reserve(&self, bytes: usize) -> Result<Room, Ended> {
-        const { assert!(MAX_MESSAGE_BYTES.div_ceil(1 << 10) <= ROOM) }
-        let units = bytes.min(MAX_MESSAGE_BYTES).div_ceil(1 << 10).max(1);
-        let permit = Arc::clone(&self.room).acquire_many_owned(units as u32);
+        let permit = Arc::clone(&self.room).acquire_many_owned(units(bytes));
         tokio::select! {
             permit = permit => permit.map(|units| Room { _units: units }).or(Err(Ended)),
             () = self.requests.closed() => Err(Ended),
         }
     }
 
+    /// Room for a message that takes its time to arrive, if there is any.
+    #[must_use]
+    pub fn set_aside(&self, bytes: usize) -> Option<Room> {
+        let permit = Arc::clone(&self.aside).try_acquire_many_owned(units(bytes));
+        permit.ok().map(|units| Room { _units: units })
+    }
+
     /// What waits at the moment.
     #[must_use]
     pub fn load(&self) -> QueueStatus {
         QueueStatus {
-            requests: (ROOM - self.requests.capacity()) as u64,
-            kib: (ROOM - self.room.available_permits()) as u64,
+            requests: (self.requests.max_capacity() - self.requests.capacity()) as u64,
+            kib: (ROOM + ROOM_ASIDE
+                - self.room.available_permits()
+                - self.aside.available_permits()) as u64,
         }
     }
 

@@ -349,6 +349,27 @@ fn records_share_their_pods_and_services() {
     assert_eq!(ends.filter(|end| *end == first).count(), 8);
 }
 
+/// Few ends may be many bytes, of pods whose labels change again and again.
+#[test]
+fn ends_that_nobody_uses_are_swept_out_by_their_weight() {
+    const LABEL: usize = 200_000;
+    let mut ledger = Ledger::default();
+    let mut most = 0;
+    for time in 1..=900 {
+        let mut db = pod("shop", "db", "node-2");
+        let label = format!("{time}{}", "x".repeat(LABEL));
+        Arc::make_mut(&mut db.labels).insert("tier".to_owned(), label);
+        let mut record = record(TO_SERVER, served("shop", "web", "node-1"), bare(db), 80, 1);
+        record.last_seen = Timestamp::from_nanos(200_000_000_000 + time as u64);
+        ledger.observe(record);
+        most = most.max(ledger.bytes());
+    }
+    assert_eq!(ledger.len(), 1);
+    // Together they have 180 MB.
+    assert!(most < 80_000_000, "{most}");
+    assert!(most > 60_000_000, "swept for less than it is worth: {most}");
+}
+
 #[test]
 fn a_called_address_is_not_taken_for_the_servers_own() {
     let Endpoint::Pod { pod: agent, .. } = host_pod("kube-system", "agent", "node-1") else {

@@ -7,7 +7,8 @@ use sqlx::{QueryBuilder, Sqlite, SqliteConnection, query_builder::Separated};
 use super::{Agent, Loss};
 use crate::ledger::Rows;
 
-/// Rows per statement: each statement is a round trip to the thread that owns the database.
+/// The most rows of a statement: each statement is a round trip to the thread that owns the database. Others have a power
+/// of two, so that there are few statements, which stay prepared.
 const ROWS: usize = 128;
 
 /// What has changed since the last commit. Every entry is the new whole, not a difference.
@@ -111,7 +112,7 @@ pub(super) async fn ledger(connection: &mut SqliteConnection, rows: Rows<'_>) ->
     let ends = rows.ends().map(|end| Ok((end.row, json(end.end)?)));
     write_rows(
         connection,
-        "REPLACE INTO ends (id, what) ",
+        ["REPLACE INTO ends (id, what) ", ""],
         ends,
         |mut row, (id, what)| {
             row.push_bind(id).push_bind(what);
@@ -124,7 +125,10 @@ pub(super) async fn ledger(connection: &mut SqliteConnection, rows: Rows<'_>) ->
     });
     write_rows(
         connection,
-        "REPLACE INTO observations (id, client, server, protocol, port, direction, details) ",
+        [
+            "REPLACE INTO observations (id, client, server, protocol, port, direction, details) ",
+            "",
+        ],
         names,
         |mut row, (names, details)| {
             row.push_bind(names.row)
@@ -139,7 +143,10 @@ pub(super) async fn ledger(connection: &mut SqliteConnection, rows: Rows<'_>) ->
     .await?;
     write_rows(
         connection,
-        "REPLACE INTO counts (id, count, first_seen_ns, last_seen_ns, timestamp_ns) ",
+        [
+            "REPLACE INTO counts (id, count, first_seen_ns, last_seen_ns, timestamp_ns) ",
+            "",
+        ],
         rows.counts().map(Ok),
         |mut row, counts| {
             row.push_bind(counts.row)
@@ -152,21 +159,24 @@ pub(super) async fn ledger(connection: &mut SqliteConnection, rows: Rows<'_>) ->
     .await
 }
 
-/// Writes rows, many at a time.
+/// Writes rows, many at a time: by what stands before and behind the values.
 async fn write_rows<T>(
     connection: &mut SqliteConnection,
-    insert: &'static str,
+    [insert, behind]: [&'static str; 2],
     mut rows: impl Iterator<Item = sqlx::Result<T>>,
     mut bind: impl FnMut(Separated<'_, Sqlite, &'static str>, T),
 ) -> sqlx::Result<()> {
     loop {
-        let some = rows.by_ref().take(ROWS).collect::<sqlx::Result<Vec<T>>>()?;
+        let mut some = rows.by_ref().take(ROWS).collect::<sqlx::Result<Vec<T>>>()?;
         if some.is_empty() {
             return Ok(());
         }
-        let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(insert);
-        insert.push_values(some, &mut bind);
-        insert.build().execute(&mut *connection).await?;
+        while let Some(power) = some.len().checked_ilog2() {
+            let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(insert);
+            insert.push_values(some.drain(..1 << power), &mut bind);
+            insert.push(behind);
+            insert.build().execute(&mut *connection).await?;
+        }
     }
 }
 
@@ -178,49 +188,47 @@ async fn write_agents(
     connection: &mut SqliteConnection,
     agents: &[(&str, &Agent)],
 ) -> sqlx::Result<()> {
-    for rows in agents.chunks(ROWS) {
-        let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(
+    write_rows(
+        connection,
+        [
             "INSERT INTO agents (instance, node, version, last_sequence, last_seen_ns) ",
-        );
-        insert.push_values(rows, |mut row, (instance, agent)| {
+            " ON CONFLICT (instance) DO UPDATE SET node = excluded.node, version = excluded.version, \
+             last_sequence = excluded.last_sequence, last_seen_ns = excluded.last_seen_ns",
+        ],
+        agents.iter().map(Ok),
+        |mut row, (instance, agent)| {
             row.push_bind((*instance).to_owned())
                 .push_bind(agent.node.clone())
                 .push_bind(agent.version.clone())
                 // The bits of the number: all 64 are used to compare it.
                 .push_bind(agent.last_sequence.cast_signed())
                 .push_bind(nanos(agent.last_seen));
-        });
-        insert.push(
-            " ON CONFLICT (instance) DO UPDATE SET node = excluded.node, version = excluded.version, \
-             last_sequence = excluded.last_sequence, last_seen_ns = excluded.last_seen_ns",
-        );
-        insert.build().execute(&mut *connection).await?;
-    }
-    Ok(())
+        },
+    )
+    .await
 }
 
 async fn write_losses(
     connection: &mut SqliteConnection,
     losses: &[(&str, &str, &Loss)],
 ) -> sqlx::Result<()> {
-    for rows in losses.chunks(ROWS) {
-        let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(
+    write_rows(
+        connection,
+        [
             "INSERT INTO losses (node, reason, count, window_from_ns, window_to_ns) ",
-        );
-        insert.push_values(rows, |mut row, (node, reason, loss)| {
+            " ON CONFLICT (node, reason) DO UPDATE SET count = excluded.count, \
+             window_from_ns = excluded.window_from_ns, window_to_ns = excluded.window_to_ns",
+        ],
+        losses.iter().map(Ok),
+        |mut row, (node, reason, loss)| {
             row.push_bind((*node).to_owned())
                 .push_bind((*reason).to_owned())
                 .push_bind(count(loss.count))
                 .push_bind(nanos(loss.window.from))
                 .push_bind(nanos(loss.window.to));
-        });
-        insert.push(
-            " ON CONFLICT (node, reason) DO UPDATE SET count = excluded.count, \
-             window_from_ns = excluded.window_from_ns, window_to_ns = excluded.window_to_ns",
-        );
-        insert.build().execute(&mut *connection).await?;
-    }
-    Ok(())
+        },
+    )
+    .await
 }
 
 /// SQLite's integers are signed: a count that high has stopped counting.

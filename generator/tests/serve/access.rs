@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use flow::{
@@ -259,10 +260,19 @@ fn watchers_have_an_address_of_their_own_and_hear_no_more_there() {
         );
     }
     // Connections that say nothing keep nobody else from being answered.
-    let silent: Vec<_> = (0..12)
+    let mut silent: Vec<_> = (0..16)
         .map(|_| std::net::TcpStream::connect(address).unwrap())
         .collect();
+    let asked = std::time::Instant::now();
     assert!(get(address, "/healthz", None).contains("ok"));
+    assert!(asked.elapsed().as_secs() < 30, "{:?}", asked.elapsed());
+    // The first of them has made way, and only that.
+    let closed = |stream: &mut std::net::TcpStream, within: Duration| {
+        stream.set_read_timeout(Some(within)).unwrap();
+        stream.read(&mut [0]).is_ok_and(|read| read == 0)
+    };
+    assert!(closed(&mut silent[0], Duration::from_secs(30)));
+    assert!(!closed(&mut silent[1], Duration::from_millis(100)));
     drop(silent);
     let (status, took) = generator.terminate();
     assert!(status.success() && took.as_secs() < 5, "{took:?}");

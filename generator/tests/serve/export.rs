@@ -2,11 +2,13 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     thread,
 };
 
 use flow::record::FlowRecord;
+use serde_json::Value;
+use sqlx::{ConnectOptions as _, sqlite::SqliteConnectOptions};
 
 use crate::{
     client::{Client, batch_with_losses, flow},
@@ -64,6 +66,64 @@ async fn all_pages_and_what_was_lost() {
     let strict = run(&generate);
     assert_eq!(strict.status.code(), Some(1), "{strict:?}");
     assert!(String::from_utf8_lossy(&strict.stderr).contains("ring_full"));
+}
+
+/// Places in the ledger are of one reading: when the store fails and is read again, the rest would be another's.
+#[tokio::test(flavor = "multi_thread")]
+async fn ends_with_the_reading_that_it_is_of() {
+    let data = tempfile::tempdir().unwrap();
+    let generator = Generator::on(data.path(), &["--log", "debug"]);
+    let (mut agent, _) = Client::join(generator.address, "one").await;
+    // More than what the system keeps of a body that nobody reads.
+    let labels: serde_json::Map<String, Value> = (0..25)
+        .map(|number| (format!("{number:0>250}"), "x".into()))
+        .collect();
+    let mut large = serde_json::to_value(flow("web", "db", 1, 1)).unwrap();
+    large["src"]["pod"]["labels"] = labels.into();
+    for sequence in 1..=4 {
+        let ports = 1_000 * sequence as u16..1_000 * (sequence + 1) as u16;
+        let flows = ports.map(|port| {
+            large["tuple"]["dst_port"] = port.into();
+            serde_json::from_value(large.clone()).unwrap()
+        });
+        agent.deliver(sequence, flows.collect()).await;
+    }
+    let mut export = TcpStream::connect(generator.address).unwrap();
+    write!(export, "GET /v1/export HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut body = vec![0; 100_000];
+    export.read_exact(&mut body).unwrap();
+
+    let mut database = SqliteConnectOptions::new()
+        .filename(data.path().join("ledger.db"))
+        .connect()
+        .await
+        .unwrap();
+    let failing =
+        "CREATE TRIGGER failing BEFORE INSERT ON counts BEGIN SELECT RAISE(ABORT, 'no'); END";
+    sqlx::raw_sql(failing).execute(&mut database).await.unwrap();
+    agent
+        .say(&batch_with_losses(5, vec![flow("web", "db", 80, 1)], &[]))
+        .await;
+    let end = agent.end().await;
+    assert_eq!(
+        end.refusal.as_deref(),
+        Some("the batch cannot be stored now")
+    );
+
+    export.read_to_end(&mut body).unwrap();
+    assert!(
+        !body.ends_with(b"0\r\n\r\n"),
+        "all of {} bytes came",
+        body.len()
+    );
+    generator.wait_for_log("an export is cut off: the ledger was read again");
+    sqlx::raw_sql("DROP TRIGGER failing")
+        .execute(&mut database)
+        .await
+        .unwrap();
+    let again = run(&["export", "--url", &format!("http://{}", generator.address)]);
+    let lines = again.stdout.split(|byte| *byte == b'\n').count();
+    assert_eq!(lines, 4_001, "{}", String::from_utf8_lossy(&again.stderr));
 }
 
 #[test]

@@ -21,7 +21,7 @@ use flow::{
     record::FlowRecord,
     time::Timestamp,
     transport::ClientFiles,
-    wire::{Encoding, Resolve, Window},
+    wire::{AGENTS_PATH, Encoding, Resolve, SUBPROTOCOL, Window},
 };
 use lab::{
     apiserver::ApiServer,
@@ -30,7 +30,11 @@ use lab::{
 };
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+};
 
 use crate::test;
 
@@ -64,6 +68,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             every_word(&serve, &shown).await
         }),
         test("from_cluster::what_goes_wrong_is_said", what_goes_wrong),
+        test(
+            "from_cluster::accounts_of_other_namespaces_are_strangers",
+            strangers,
+        ),
         test("from_cluster::a_url_does_as_well", a_url),
         test("from_cluster::help_is_in_the_name_of_kubectl", help),
     ]
@@ -74,6 +82,8 @@ struct Cluster {
     folder: tempfile::TempDir,
     api: ApiServer,
     generator: Generator,
+    /// The generator's pod.
+    pod: Value,
 }
 
 /// A running `microshield serve`; killed when dropped.
@@ -111,12 +121,13 @@ impl Cluster {
         let args = pod["spec"]["containers"][0]["args"].as_array_mut();
         let options = options.iter().map(|option| Value::from(*option));
         args.context("no arguments")?.extend(options);
-        api.put(PODS, pod);
+        api.put(PODS, pod.clone());
         api.forward(POD, 8765, generator.address);
         Ok(Self {
             folder,
             api,
             generator,
+            pod,
         })
     }
 
@@ -343,6 +354,57 @@ async fn what_goes_wrong() -> Result<()> {
     ensure!(
         said.contains("port 8765 of pod microshield-generator-0 cannot be forwarded"),
         "{said}"
+    );
+    Ok(())
+}
+
+/// Who may make accounts and pods in one namespace may call them as they are called in another.
+async fn strangers() -> Result<()> {
+    let cluster = Cluster::start(&[]).await?;
+    let address = cluster.generator.address;
+    let shown = async |account: &str, path: &str| -> Result<u16> {
+        let token = cluster.api.token(account, "microshield", Some("node-1"));
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: Upgrade\r\n\
+             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await?;
+        Ok(std::str::from_utf8(&answer[9..])?.parse()?)
+    };
+    for (account, path, status) in [
+        ("microshield/microshield-agent", AGENTS_PATH, 101),
+        ("elsewhere/microshield-agent", AGENTS_PATH, 401),
+        ("microshield/microshield-reader", "/v1/status", 200),
+        ("elsewhere/microshield-reader", "/v1/status", 401),
+        // Nor does either do what the other may.
+        ("microshield/microshield-reader", AGENTS_PATH, 401),
+        ("microshield/microshield-agent", "/v1/status", 401),
+    ] {
+        let answered = shown(account, path).await?;
+        ensure!(answered == status, "{account} at {path}: {answered}");
+    }
+
+    // A pod that says it is a generator is not asked for another namespace's token on its word.
+    let mut pod = cluster.pod.clone();
+    let args = pod["spec"]["containers"][0]["args"].as_array_mut();
+    let args = args.context("no arguments")?;
+    args.retain(|arg| {
+        !arg.as_str()
+            .unwrap_or_default()
+            .starts_with("--reader-account")
+    });
+    args.push("--reader-account=kube-system/admin".into());
+    cluster.api.put(PODS, pod);
+    let output = cluster.plugin(&["status"]).await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(1)
+            && said.contains("the account kube-system/admin is not of its own namespace"),
+        "{output:?}"
     );
     Ok(())
 }

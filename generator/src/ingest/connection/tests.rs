@@ -4,14 +4,22 @@ use flow::{
     time::Timestamp,
     wire::{AgentMessage, Batch, Hello, Window},
 };
-use tokio::{io::DuplexStream, task::JoinHandle};
-use tokio_tungstenite::tungstenite::protocol::Role;
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
+    task::JoinHandle,
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, protocol::Role},
+};
 
 use super::*;
 use crate::ingest::{Receiver, Request, door::Door, queue};
 
 struct Peer {
     socket: WebSocketStream<DuplexStream>,
+    queue: Sender,
     requests: Receiver,
     stop: watch::Sender<bool>,
     conversation: JoinHandle<()>,
@@ -26,7 +34,6 @@ impl Peer {
         let (ours, theirs) = tokio::io::duplex(1 << 10);
         let (queue, requests) = queue();
         let (stop, stopping) = watch::channel(false);
-        let server = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let call = Call {
             peer,
@@ -37,9 +44,10 @@ impl Peer {
         };
         Self {
             socket: WebSocketStream::from_raw_socket(ours, Role::Client, None).await,
+            queue: queue.clone(),
             requests,
             stop,
-            conversation: tokio::spawn(converse(server, call, queue, stopping)),
+            conversation: tokio::spawn(converse(theirs, call, queue, stopping)),
         }
     }
 
@@ -187,6 +195,69 @@ async fn a_peer_is_held_back_when_there_is_no_room_and_loses_nothing() {
     let heard_last =
         async { while peer.hear().await != Some(GeneratorMessage::Ack { sequence: sent }) {} };
     timeout(stuck, heard_last).await.unwrap();
+}
+
+impl Peer {
+    /// Announces a message of this length, and sends nothing of it.
+    async fn announce(&mut self, length: usize) {
+        let mut header = vec![0x82, 0x80 | 127];
+        header.extend((length as u64).to_be_bytes());
+        header.extend([0; 4]);
+        let stream = self.socket.get_mut();
+        stream.write_all(&header).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_message_that_arrives_slowly() {
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    let start = Instant::now();
+    peer.announce(MAX_MESSAGE_BYTES).await;
+    while peer.queue.load().kib == 0 {
+        tokio::task::yield_now().await;
+    }
+    // There is room for one more of the longest messages, and when this one is set aside for two.
+    let _one = peer.queue.reserve(MAX_MESSAGE_BYTES).await.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    let _other = peer.queue.reserve(MAX_MESSAGE_BYTES).await.unwrap();
+    let waited = start.elapsed();
+    assert!(waited >= PATIENCE && waited < 2 * PATIENCE, "{waited:?}");
+    // It may go on as slowly until it is taken for silent.
+    timeout(SILENCE_DEADLINE / 2, &mut peer.conversation)
+        .await
+        .unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_for_slow_messages_is_bounded() {
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    let aside = std::iter::from_fn(|| peer.queue.set_aside(MAX_MESSAGE_BYTES));
+    let aside: Vec<Room> = aside.collect();
+    assert_eq!(aside.len(), 8);
+    peer.announce(MAX_MESSAGE_BYTES).await;
+    let refusal = GeneratorMessage::Refuse {
+        reason: "too many messages arrive as slowly as this one".to_owned(),
+        malformed: false,
+    };
+    assert_eq!(peer.hear().await, Some(refusal));
+    peer.conversation.await.unwrap();
+    drop(aside);
+    assert_eq!(peer.queue.load().kib, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_is_short() {
+    let mut peer = Peer::connect().await;
+    peer.announce(MAX_HELLO_BYTES + 1).await;
+    let Some(GeneratorMessage::Refuse { reason, .. }) = peer.hear().await else {
+        panic!("not refused");
+    };
+    assert!(
+        reason.contains("Message too long: 16385 > 16384"),
+        "{reason}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

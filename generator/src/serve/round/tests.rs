@@ -129,6 +129,36 @@ fn a_full_ledger_counts_what_it_does_not_take() {
     );
 }
 
+/// It says who has seen what was counted before: where nothing was, there is nothing to say, and nothing is lost.
+#[test]
+fn a_count_of_0_makes_no_observation() {
+    let name = |_: &mut FlowRecord| {};
+    for naming in [None, Some(&name as Naming<'_>)] {
+        let mut state = State::default();
+        let mut round = Round::new(Bounds::default());
+        let now = Timestamp::from_nanos(1);
+        let mut nothing = batch(1, 80);
+        nothing.flows[0].count = 0;
+        let verdict = round.apply(&mut state, &hello(), &nothing, naming, now);
+        assert_eq!(verdict, Verdict::Applied);
+        assert_eq!(counts(&state), []);
+
+        round.apply(&mut state, &hello(), &batch(2, 80), naming, now);
+        let mut more = batch(3, 80);
+        more.flows[0].count = 0;
+        more.sources = [flow::record::Source::Scope].into();
+        round.apply(&mut state, &hello(), &more, naming, now);
+        assert_eq!(counts(&state), [(80, 10)]);
+        let sources = state.ledger.records().map(|record| record.sources);
+        assert_eq!(
+            sources.collect::<Vec<_>>(),
+            [[flow::record::Source::Scope].into()]
+        );
+        let lost: Vec<_> = round.losses().map(|(_, reason, _)| reason).collect();
+        assert_eq!(lost, ["ring_full"]);
+    }
+}
+
 #[test]
 fn an_agent_that_outlived_another_ledger_is_taken_in_and_its_past_is_missed() {
     let mut state = State::default();

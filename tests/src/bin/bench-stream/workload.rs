@@ -85,8 +85,9 @@ struct End {
 
 impl End {
     fn new(number: usize) -> Self {
-        let name = format!("service-{}", number / 2);
-        let namespace = format!("team-{}", number % 50);
+        let service = number / 2;
+        let name = format!("service-{service}");
+        let namespace = format!("team-{}", service % 50);
         let node = format!("node-{}", number / PODS);
         let labels: Labels = [
             ("app.kubernetes.io/name".to_owned(), name.clone()),
@@ -111,7 +112,7 @@ impl End {
         });
         let selector: Labels = [("app.kubernetes.io/name".to_owned(), name.clone())].into();
         let service = Arc::new(Service {
-            uid: format!("0b1f62aa-3c4d-4e7f-8a9b-{number:012}"),
+            uid: format!("0b1f62aa-3c4d-4e7f-8a9b-{service:012}"),
             labels: selector.clone(),
             namespace,
             name,
