@@ -55,20 +55,24 @@ pub fn mount() -> Result<PathBuf> {
 /// that of a controller which only counts. `None` if there is none.
 #[must_use]
 pub fn v1_mount() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/mounts").ok()?;
-    let mounts: Vec<Vec<&str>> = mounts
-        .lines()
-        .map(|line| line.split(' ').collect())
-        .filter(|fields: &Vec<&str>| fields.get(2) == Some(&"cgroup"))
-        .collect();
     ["name=systemd", "pids", "memory"]
-        .iter()
-        .find_map(|wanted| {
-            mounts.iter().find_map(|fields| {
-                let is_wanted = fields.get(3)?.split(',').any(|option| option == *wanted);
-                is_wanted.then(|| PathBuf::from(fields[1]))
-            })
+        .into_iter()
+        .find_map(v1_mount_of)
+}
+
+/// Finds where the cgroup v1 hierarchy with a controller is mounted. `None` if there is none.
+#[must_use]
+pub(crate) fn v1_mount_of(controller: &str) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").ok()?;
+    mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .filter(|fields| fields.get(2) == Some(&"cgroup"))
+        .find(|fields| {
+            let options = fields.get(3).unwrap_or(&"");
+            options.split(',').any(|option| option == controller)
         })
+        .map(|fields| PathBuf::from(fields[1]))
 }
 
 /// Where all cgroup v1 hierarchies are mounted: runc puts a container into each.

@@ -17,7 +17,7 @@ use crate::process::binary;
 /// Where image layouts are found that are not to be built anew, such as those of a release.
 pub const LAYOUTS: &str = "MICROSHIELD_IMAGES";
 
-/// An image of this machine's architecture, unpacked.
+/// An image of one architecture, unpacked.
 #[derive(Debug)]
 pub struct Image {
     /// Its root folder.
@@ -32,19 +32,29 @@ pub struct Image {
 /// # Errors
 /// If they cannot be made.
 pub fn layouts(folder: &Path) -> Result<PathBuf> {
-    if let Some(layouts) = env::var_os(LAYOUTS) {
-        return Ok(layouts.into());
+    if let Some(layouts) = of_a_release() {
+        return Ok(layouts);
     }
     let layouts = folder.join("images");
-    build(&layouts)?;
+    build(&layouts, DEBUG_LIMIT)?;
     Ok(layouts)
 }
 
-/// Makes image layouts of the programs that the tests run, and returns what is printed: their digests.
+/// The image layouts of a release, if they were named.
+#[must_use]
+pub fn of_a_release() -> Option<PathBuf> {
+    env::var_os(LAYOUTS).map(PathBuf::from)
+}
+
+/// More than programs that are not optimised take, in MiB.
+pub const DEBUG_LIMIT: u32 = 1024;
+
+/// Makes image layouts of the programs that the tests run, of so many MiB at most, and returns what is printed: their
+/// digests.
 ///
 /// # Errors
 /// If they cannot be made.
-pub fn build(layouts: &Path) -> Result<String> {
+pub fn build(layouts: &Path, limit: u32) -> Result<String> {
     // Without what debuggers read, as those of a release.
     let programs = layouts.with_extension("programs");
     fs::create_dir_all(&programs)?;
@@ -54,7 +64,8 @@ pub fn build(layouts: &Path) -> Result<String> {
     }
     let mut command = Command::new(binary("xtask")?);
     command.args(["image", "--arch", architecture(), "--programs"]);
-    run(command.arg(programs).arg("--output").arg(layouts))
+    command.arg(programs).arg("--output").arg(layouts);
+    run(command.arg("--limit").arg(limit.to_string()))
 }
 
 /// Runs a program and returns what it prints.
@@ -70,11 +81,19 @@ fn run(command: &mut Command) -> Result<String> {
 }
 
 impl Image {
-    /// Unpacks the image of a layout to a folder. Every digest and size on the way is checked.
+    /// Unpacks the image of a layout for this machine to a folder. Every digest and size on the way is checked.
     ///
     /// # Errors
     /// If the layout is not what it should be, or has no image for this machine.
     pub fn unpack(layout: &Path, root: &Path) -> Result<Self> {
+        Self::unpack_for(architecture(), layout, root)
+    }
+
+    /// The same, for another architecture, as Go names it.
+    ///
+    /// # Errors
+    /// As [`Self::unpack`].
+    pub fn unpack_for(architecture: &str, layout: &Path, root: &Path) -> Result<Self> {
         let marker: Value = document(&fs::read(layout.join("oci-layout"))?)?;
         ensure!(marker["imageLayoutVersion"] == "1.0.0", "{marker}");
         let entry: Value = document(&fs::read(layout.join("index.json"))?)?;
@@ -82,9 +101,9 @@ impl Image {
         let instances = index["manifests"].as_array().context("no images")?;
         let instance = instances.iter().find(|instance| {
             let platform = &instance["platform"];
-            platform["architecture"] == architecture() && platform["os"] == "linux"
+            platform["architecture"] == architecture && platform["os"] == "linux"
         });
-        let instance = instance.with_context(|| format!("none for this machine in {index}"))?;
+        let instance = instance.with_context(|| format!("none for {architecture} in {index}"))?;
         let manifest: Value = document(&blob(layout, instance)?)?;
         let config: Value = document(&blob(layout, &manifest["config"])?)?;
         let layer = blob(layout, only(&manifest["layers"])?)?;

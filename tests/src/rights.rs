@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, Deployment},
-        core::v1::{Container, PodSpec, PodTemplateSpec},
+        core::v1::{Container, PodSpec, PodTemplateSpec, ResourceRequirements},
     },
     apimachinery::pkg::api::resource::Quantity,
 };
@@ -43,6 +43,8 @@ pub struct Rights {
     pub node_folders: Vec<(PathBuf, PathBuf, bool)>,
     /// Where volumes of its own are mounted that it may write.
     pub own_folders: Vec<PathBuf>,
+    /// The memory that is set aside for it, in bytes.
+    pub memory_request: u64,
     /// The most memory that it may take, in bytes.
     pub memory: u64,
 }
@@ -140,7 +142,8 @@ impl Rights {
             host_pid: pod.host_pid == Some(true),
             node_folders,
             own_folders,
-            memory: memory_limit(container)?,
+            memory_request: memory(container, |resources| resources.requests.as_ref())?,
+            memory: memory(container, |resources| resources.limits.as_ref())?,
         })
     }
 }
@@ -165,12 +168,16 @@ fn volumes(pod: &PodSpec, container: &Container) -> Result<(NodeFolders, Vec<Pat
     Ok((node_s, own))
 }
 
-fn memory_limit(container: &Container) -> Result<u64> {
-    let resources = container.resources.as_ref();
-    let limits = resources.and_then(|resources| resources.limits.as_ref());
-    let Quantity(text) = limits
-        .and_then(|limits| limits.get("memory"))
-        .context("no limit of memory")?;
+type Quantities = BTreeMap<String, Quantity>;
+
+fn memory(
+    container: &Container,
+    of: impl Fn(&ResourceRequirements) -> Option<&Quantities>,
+) -> Result<u64> {
+    let quantities = container.resources.as_ref().and_then(of);
+    let Quantity(text) = quantities
+        .and_then(|quantities| quantities.get("memory"))
+        .context("memory is not bounded")?;
     let (number, shift) = [("Ki", 10), ("Mi", 20), ("Gi", 30)]
         .iter()
         .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))

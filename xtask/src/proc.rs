@@ -1,7 +1,7 @@
 //! Running other programs.
 
 use std::{
-    env,
+    env, fs,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -34,21 +34,48 @@ pub(crate) fn target_dir() -> PathBuf {
 }
 
 /// Folders of this machine and what stands for them in what is built, as `FROM=TO`: the same sources are to give the same
-/// bytes wherever they lie.
+/// bytes wherever they lie. Of several that fit a path the last counts, for rustc and for C compilers.
 ///
 /// # Errors
-/// If rustc does not say where it is.
+/// If rustc does not say where it is, or a folder cannot be read.
 pub(crate) fn remapped_prefixes() -> Result<Vec<String>> {
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
     let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let cargo_home = env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
-    let prefixes = [
-        (workspace(), "/microshield"),
-        (cargo_home.as_path(), "/cargo"),
-        (Path::new(sysroot.trim()), "/rust"),
+    let mut prefixes = vec![
+        (workspace().to_owned(), "/microshield"),
+        (cargo_home.clone(), "/cargo"),
+        (sysroot.trim().into(), "/rust"),
     ];
-    let remap = |(from, to): (&Path, _)| format!("{}={to}", from.display());
+    // What build scripts write lies there.
+    if !target_dir().starts_with(workspace()) {
+        prefixes.push((target_dir(), "/microshield/target"));
+    }
+    // The same crates, whatever mirror they came from: Cargo.lock has their checksums.
+    let registries = registries(&cargo_home.join("registry/src"))?;
+    prefixes.extend(
+        registries
+            .into_iter()
+            .map(|folder| (folder, "/cargo/crates")),
+    );
+    let remap = |(from, to): (PathBuf, &str)| format!("{}={to}", from.display());
     Ok(prefixes.into_iter().map(remap).collect())
+}
+
+/// The folders in which cargo keeps the sources of crates, one for each registry that they came from.
+fn registries(sources: &Path) -> Result<Vec<PathBuf>> {
+    let context = || sources.display().to_string();
+    let mut registries = Vec::new();
+    // With vendored sources there is none.
+    if !sources.is_dir() {
+        return Ok(registries);
+    }
+    for entry in fs::read_dir(sources).with_context(context)? {
+        registries.push(entry.with_context(context)?.path());
+    }
+    // They are listed in no order.
+    registries.sort();
+    Ok(registries)
 }
 
 /// A command for the cargo that runs this program, in the workspace's root.

@@ -14,6 +14,7 @@ mod identity;
 mod images;
 mod lab_itself;
 mod manners;
+mod memory;
 mod pairs;
 mod plugin;
 mod rights;
@@ -132,6 +133,7 @@ fn tests() -> impl Iterator<Item = Test> {
         manners::tests(),
         images::tests(),
         churn::tests(),
+        memory::tests(),
     ]
     .into_iter()
     .flatten()

@@ -39,6 +39,8 @@ pub(crate) fn tests() -> Vec<Test> {
         ),
         Test::new("manners::the_generator_ends_in_time", the_generator_ends),
         Test::new("manners::logs_for_programs", logs_for_programs),
+        Test::new("manners::logs_as_the_environment_says", logs_by_environment),
+        Test::alone("manners::a_node_that_sleeps", a_node_that_sleeps),
         Test::new("manners::a_token_is_told_to_nobody", tokens),
         Test::new("manners::check_as_root", check_as_root),
         Test::new("manners::check_as_nobody", check_as_nobody),
@@ -323,6 +325,81 @@ fn logs_for_programs() -> Result<()> {
         listening.is_some_and(|line| line["target"] != Value::Null),
         "{lines:?}"
     );
+    Ok(())
+}
+
+/// No flag says it: `MICROSHIELD_LOG` how much, `MICROSHIELD_LOG_FORMAT` how.
+fn logs_by_environment() -> Result<()> {
+    let lab = lab()?;
+    std::fs::create_dir_all(lab.cgroup_root("node-1"))?;
+    let logged = |variables: [&str; 2]| -> Result<Vec<String>> {
+        let program = binary("microshield-agent")?.display().to_string();
+        let words = [
+            program,
+            "--stdout".to_owned(),
+            "--node-name=node-1".to_owned(),
+            format!("--topology=file={}", lab.topology().display()),
+            format!("--cgroup-root={}", lab.cgroup_root("node-1").display()),
+        ];
+        let words = variables.into_iter().map(str::to_owned).chain(words);
+        let mut agent = lab.host().exec(Path::new("env"), words)?;
+        // What it says at first and at last is all there is: nothing happens.
+        std::thread::sleep(START);
+        ended_in_time(&mut agent)?;
+        Ok(agent.stderr())
+    };
+    let errors = logged(["MICROSHIELD_LOG=error", "MICROSHIELD_LOG_FORMAT=text"])?;
+    ensure!(errors.is_empty(), "{errors:?}");
+    let lines = logged(["MICROSHIELD_LOG=info", "MICROSHIELD_LOG_FORMAT=json"])?;
+    let lines: Vec<Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str(line).with_context(|| line.clone()))
+        .collect::<Result<_>>()?;
+    ensure!(
+        lines.iter().any(|line| line["message"] == "capturing"),
+        "{lines:?}"
+    );
+    Ok(())
+}
+
+/// How long a node sleeps: longer than any wait of the agent but those for the generator, which sleeps as well.
+const SLEEP: Duration = Duration::from_secs(7);
+
+/// Agent and generator are stopped, while the kernel programs go on. Afterwards nothing is missing, and nothing that happened
+/// meanwhile is lost.
+///
+/// In a real suspend `CLOCK_MONOTONIC` stands still too; that no test here can bring about, see `agent::capture::clock`.
+fn a_node_that_sleeps() -> Result<()> {
+    let lab = lab()?;
+    let mut generator = Generator::start(&lab, &GeneratorOptions::default())?;
+    let (mut agent, address) = answering(&lab, AgentOptions::streaming("node-1", &generator))?;
+    agent
+        .process()
+        .wait_stderr(|line| line.contains("connected to the generator url="))?;
+    call(&lab)?;
+    for program in [agent.process(), generator.process()] {
+        program.signal(Signal::SIGSTOP)?;
+    }
+    call(&lab)?;
+    std::thread::sleep(SLEEP);
+    for program in [generator.process(), agent.process()] {
+        program.signal(Signal::SIGCONT)?;
+    }
+    let deadline = Instant::now() + START;
+    while get(address, "/readyz")?.0 != 200 {
+        ensure!(Instant::now() < deadline, "{:?}", get(address, "/readyz")?);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    call(&lab)?;
+    let capture = agent.stop()?;
+    ensure!(capture.losses.is_empty(), "{:?}", capture.losses);
+    generator.stop()?;
+    let counts: Vec<u64> = generator
+        .export()?
+        .iter()
+        .map(|record| record.count)
+        .collect();
+    ensure!(counts == [3, 3], "{counts:?}");
     Ok(())
 }
 

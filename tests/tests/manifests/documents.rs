@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use clap::CommandFactory as _;
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -73,6 +75,73 @@ fn messages_are_those_of_the_programs() {
     }
     assert!(checked > 40, "{checked}");
 }
+
+/// The lines that a text has people type, each in one piece and without what follows `#`.
+fn typed(text: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    for block in text.split("\n```").skip(1).step_by(2) {
+        let Some((kind @ ("sh" | "console"), block)) = block.split_once('\n') else {
+            continue;
+        };
+        for line in block.replace("\\\n", " ").lines() {
+            let line = match kind {
+                "sh" => Some(line),
+                _ => line.strip_prefix("$ "),
+            };
+            let line = line.map(|line| line.split(" #").next().unwrap_or_default());
+            lines.extend(line.map(str::to_owned));
+        }
+    }
+    lines
+}
+
+/// Every command line of ours that is to be typed, the program takes: its words and options are those of the program.
+#[test]
+fn commands_are_those_of_the_programs() {
+    let mut checked = 0;
+    for file in DOCUMENTS {
+        for line in typed(&read(file)) {
+            let line = line.replace("kubectl microshield ", "microshield ");
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let command = match words.first() {
+                Some(&"microshield") => generator::cli::command(),
+                Some(&"microshield-agent") => agent::args::Args::command(),
+                _ => continue,
+            };
+            checked += 1;
+            if let Err(error) = command.try_get_matches_from(words) {
+                panic!("{file}: {line}: {error}");
+            }
+        }
+    }
+    assert!(checked > 8, "{checked}");
+}
+
+/// Files and folders of this repository in what is to be typed are there.
+#[test]
+fn commands_name_files_that_there_are() {
+    let mut checked = 0;
+    for file in DOCUMENTS {
+        for line in typed(&read(file)) {
+            let words = line.split([' ', '=', '\'']);
+            let ours = words.filter(|word| *word == "deploy" || word.starts_with("deploy/"));
+            for path in ours {
+                checked += 1;
+                assert!(root().join(path).exists(), "{file}: {line}");
+            }
+        }
+    }
+    assert!(checked > 6, "{checked}");
+}
+
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "deploy/README.md",
+    "docs/beside-scope.md",
+    "docs/first-policy.md",
+    "docs/install.md",
+    "docs/troubleshooting.md",
+];
 
 /// Files that the documentation leads to.
 #[test]

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::proc::{target_dir, workspace};
@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Write the files of the images as plain folders, for one --arch: what a Dockerfile copies.
     #[arg(long, requires = "arch")]
     tree: bool,
+    /// How large the files of an image may be together, in MiB: one that is larger is not written.
+    #[arg(long, value_name = "MIB", default_value_t = 25)]
+    limit: usize,
 }
 
 /// A processor architecture, as Go and so the image specification name it.
@@ -120,15 +123,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for program in &PROGRAMS {
         let folder = output.join(program.name);
         if args.tree {
-            for (_, programs) in &built {
-                layer::write_tree(&folder, &contents(program, programs)?)?;
+            for (arch, programs) in &built {
+                layer::write_tree(&folder, &contents(program, *arch, programs, args.limit)?)?;
             }
             continue;
         }
-        let mut layout = Layout::create(&folder)?;
         let mut instances = Vec::new();
         for (arch, programs) in &built {
-            let layer = layer::pack(&contents(program, programs)?, epoch)?;
+            let contents = contents(program, *arch, programs, args.limit)?;
+            let layer = layer::pack(&contents, epoch)?;
             eprintln!(
                 "{} {}: {:.1} MiB, {:.1} MiB unpacked",
                 program.name,
@@ -143,14 +146,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 layer,
             });
         }
+        let mut layout = Layout::create(&folder)?;
         let digest = layout.finish(&instances, env!("CARGO_PKG_VERSION"), program.title)?;
         writeln!(io::stdout(), "{}@{digest}", folder.display())?;
     }
     Ok(())
 }
 
-/// The whole file system of an image.
-fn contents(program: &Program, programs: &Path) -> Result<Vec<Entry>> {
+/// The whole file system of an image, which has `limit` MiB at most.
+fn contents(program: &Program, arch: Arch, programs: &Path, limit: usize) -> Result<Vec<Entry>> {
     let mut entries = vec![Entry {
         path: format!("usr/bin/{}", program.name),
         mode: 0o755,
@@ -164,6 +168,14 @@ fn contents(program: &Program, programs: &Path) -> Result<Vec<Entry>> {
         });
     }
     entries.sort_by(|one, other| one.path.cmp(&other.path));
+    let size = entries.iter().map(|entry| entry.bytes.len()).sum();
+    ensure!(
+        size <= limit << 20,
+        "{} for {} has {:.1} MiB, and {limit} are allowed (--limit)",
+        program.name,
+        arch.name(),
+        mebibytes(size),
+    );
     Ok(entries)
 }
 

@@ -14,6 +14,14 @@ use crate::{
     setup::{self, Scope},
 };
 
+/// mimalloc puts into the generator when it was compiled. By flags and not by `SOURCE_DATE_EPOCH`, whose change would leave as
+/// it is what was compiled before.
+const NO_TIMES: [&str; 3] = [
+    "-Wno-builtin-macro-redefined",
+    "-D__DATE__=\"\"",
+    "-D__TIME__=\"\"",
+];
+
 impl Arch {
     pub(crate) const fn of_this_machine() -> Option<Self> {
         if cfg!(target_arch = "x86_64") {
@@ -77,6 +85,7 @@ pub(super) fn build(arch: Arch) -> Result<PathBuf> {
     let c_flags = remap
         .iter()
         .map(|remap| format!("-ffile-prefix-map={remap}"))
+        .chain(NO_TIMES.map(str::to_owned))
         .collect::<Vec<_>>();
     let triple = arch.triple();
     let variable = triple.to_uppercase().replace('-', "_");
