@@ -73,10 +73,7 @@ struct OfReason {
 
 impl Meter {
     /// Counts a drain, to be added when it is kept.
-    pub(crate) fn count(&self, report: &Report) -> Counted {
-        for (reason, count) in &report.losses {
-            self.lose(reason, *count);
-        }
+    pub(crate) fn count(report: &Report) -> Counted {
         Counted {
             records: report.records.len() as u64,
             connections: report.records.iter().map(|record| record.count).sum(),
@@ -90,12 +87,21 @@ impl Meter {
         self.drains.inc();
     }
 
-    /// Counts what was lost.
+    /// Counts what is lost, once: where the loss arises, and not where word of it is passed on.
     pub(crate) fn lose(&self, reason: &str, count: u64) {
         let reason = OfReason {
             reason: reason.to_owned(),
         };
         self.losses.get_or_create(&reason).inc_by(count);
+    }
+
+    /// What was lost for a reason.
+    #[cfg(test)]
+    pub(crate) fn lost(&self, reason: &str) -> u64 {
+        let reason = OfReason {
+            reason: reason.to_owned(),
+        };
+        self.losses.get_or_create(&reason).get()
     }
 
     /// How many drains were taken over for delivery.

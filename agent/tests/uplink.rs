@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,7 @@ use agent::{
 };
 use bytes::Bytes;
 use flow::{
+    endpoint::{Endpoint, Labels, Pod},
     record::FlowRecord,
     time::Timestamp,
     wire::{
@@ -114,7 +116,38 @@ fn report(count: u64) -> Report {
     }
 }
 
-async fn start() -> (
+/// About two MiB of flows, each within bounds; in JSON it is six times as much.
+fn large_report(number: u32) -> Report {
+    let mut large = report(1);
+    let text = "\u{1}".repeat(1_000);
+    let labels: Labels = (0..24).map(|key| (key.to_string(), text.clone())).collect();
+    let labels = Arc::new(labels);
+    let small = large.records.remove(0);
+    large.records = (0..80)
+        .map(|pod| FlowRecord {
+            dst: Endpoint::Pod {
+                pod: Arc::new(Pod {
+                    uid: format!("{number}-{pod}"),
+                    labels: Arc::clone(&labels),
+                    namespace: "shop".to_owned(),
+                    name: "web".to_owned(),
+                    workload: None,
+                    node: None,
+                    host_network: false,
+                    addresses: Vec::new(),
+                    services: Arc::default(),
+                }),
+                service: None,
+            },
+            ..small.clone()
+        })
+        .collect();
+    large
+}
+
+async fn start(
+    encoding: Encoding,
+) -> (
     TcpListener,
     mpsc::Sender<Report>,
     tokio::task::JoinHandle<Leftover>,
@@ -128,7 +161,7 @@ async fn start() -> (
         resolve: Resolve::Both,
         capabilities: vec!["tcp".to_owned()],
         view: None,
-        encoding: Encoding::MessagePack,
+        encoding,
         credentials: Credentials::default(),
     };
     let uplink = Uplink::new(config, None, reports, Meter::default());
@@ -249,7 +282,7 @@ async fn addresses_are_tried_in_turn_and_ever_more_rarely() {
 
 #[tokio::test]
 async fn a_batch_comes_again_until_it_is_acknowledged() {
-    let (listener, sender, uplink) = start().await;
+    let (listener, sender, uplink) = start(Encoding::MessagePack).await;
     sender.send(report(3)).await.unwrap();
 
     // The first connection breaks before the acknowledgement.
@@ -284,7 +317,7 @@ async fn a_batch_comes_again_until_it_is_acknowledged() {
 
 #[tokio::test]
 async fn what_nobody_takes_is_counted_at_the_end() {
-    let (listener, sender, uplink) = start().await;
+    let (listener, sender, uplink) = start(Encoding::MessagePack).await;
     sender.send(report(3)).await.unwrap();
     let (mut socket, _) = accept(&listener).await;
     say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
@@ -296,7 +329,7 @@ async fn what_nobody_takes_is_counted_at_the_end() {
 
 #[tokio::test]
 async fn a_refusal_and_a_stranger_are_survived() {
-    let (listener, sender, uplink) = start().await;
+    let (listener, sender, uplink) = start(Encoding::MessagePack).await;
     sender.send(report(1)).await.unwrap();
     // Somebody who does not speak WebSocket at all.
     let (stream, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
@@ -315,7 +348,7 @@ async fn a_refusal_and_a_stranger_are_survived() {
 
 #[tokio::test]
 async fn a_generator_that_forgot_what_it_acknowledged_gets_a_new_instance() {
-    let (listener, sender, uplink) = start().await;
+    let (listener, sender, uplink) = start(Encoding::MessagePack).await;
     sender.send(report(1)).await.unwrap();
     let (mut socket, first) = accept(&listener).await;
     say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
@@ -344,7 +377,7 @@ async fn a_generator_that_forgot_what_it_acknowledged_gets_a_new_instance() {
 
 #[tokio::test]
 async fn only_the_batch_that_is_refused_for_good_is_given_up() {
-    let (listener, sender, uplink) = start().await;
+    let (listener, sender, uplink) = start(Encoding::MessagePack).await;
     // Two batches are under way when the second is refused; neither was acknowledged.
     sender.send(report(1)).await.unwrap();
     let (mut socket, _) = accept(&listener).await;
@@ -379,22 +412,45 @@ async fn only_the_batch_that_is_refused_for_good_is_given_up() {
 }
 
 #[tokio::test]
+async fn what_is_too_long_in_json_comes_in_messagepack() {
+    let (listener, sender, uplink) = start(Encoding::Json).await;
+    let (mut socket, _) = accept(&listener).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    for (sequence, report, is_text) in [(1, large_report(1), false), (2, report(1), true)] {
+        let flows = report.records.len();
+        sender.send(report).await.unwrap();
+        let message = timeout(PATIENCE, socket.next()).await.unwrap();
+        let message = message.unwrap().unwrap();
+        assert_eq!(message.is_text(), is_text);
+        let encoding = match &message {
+            Message::Text(_) => Encoding::Json,
+            _ => Encoding::MessagePack,
+        };
+        let AgentMessage::Batch(batch) = wire::decode(&message.into_data(), encoding).unwrap()
+        else {
+            panic!("no batch");
+        };
+        assert_eq!((batch.sequence, batch.flows.len()), (sequence, flows));
+        say(&mut socket, &GeneratorMessage::Ack { sequence }).await;
+    }
+    drop(sender);
+    assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap().lost, 0);
+}
+
+#[tokio::test]
 async fn a_generator_that_stops_reading_does_not_hold_the_agent_up() {
-    let (listener, sender, uplink) = start().await;
+    let (listener, sender, uplink) = start(Encoding::MessagePack).await;
     let (mut socket, _) = accept(&listener).await;
     say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
     // More than the sockets' buffers take: sending blocks, and yet every report is taken in and the end is reached.
     for number in 0..40_u32 {
-        let mut large = report(1);
-        large.records[0].hostname = format!("{number}{}", "x".repeat(3 << 20));
-        large.records[0].tuple.dst_port = u16::try_from(number + 1).unwrap();
-        timeout(PATIENCE, sender.send(large))
+        timeout(PATIENCE, sender.send(large_report(number)))
             .await
             .unwrap()
             .unwrap();
     }
     drop(sender);
     let left = timeout(PATIENCE, uplink).await.unwrap().unwrap();
-    assert_eq!(left.lost, 40);
+    assert_eq!(left.lost, 40 * 80);
     drop(socket);
 }

@@ -4,7 +4,7 @@
 //! * [`endpoint`]: the named ends of a flow;
 //! * [`parser`]: records from JSON, many of them;
 //! * [`observations`]: records added up by what makes them the same observation;
-//! * [`wire`]: the messages between agent and generator, and their bounded codec;
+//! * [`wire`]: the messages between agent and generator, their bounded codec, and the bounds of what they say;
 //! * [`scope_log`]: the log of the modified Weave Scope probe;
 //! * [`segment`]: the bytes of a file of an agent's spool;
 //! * [`locate`]: on which line of a YAML or JSON text a field stands;

@@ -18,6 +18,7 @@ pub use self::batch::{End, Flow, NoSuchPlace, Packed, RawEnd};
 use crate::{record::FlowRecord, time::Timestamp};
 
 mod batch;
+pub mod bounds;
 
 /// The WebSocket subprotocol: its name carries the protocol's major version.
 pub const SUBPROTOCOL: &str = "microshield.v1";

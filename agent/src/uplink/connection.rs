@@ -151,15 +151,22 @@ impl Connection {
         }
     }
 
-    /// Sends a message that is encoded in MessagePack.
+    /// Sends a message that is encoded in MessagePack, which is how it goes out also where JSON is asked for and it would
+    /// be too long in that: JSON is the longer of the two.
     pub(super) async fn send(&mut self, message: Bytes) -> Result<(), ConnectionError> {
-        let message = match self.encoding {
-            Encoding::MessagePack => Message::Binary(message),
+        let text = match self.encoding {
+            Encoding::MessagePack => None,
             Encoding::Json => {
                 let message: AgentMessage = wire::decode(&message, Encoding::MessagePack)?;
-                let text = wire::encode(&message, Encoding::Json)?;
-                Message::text(String::from_utf8_lossy(&text).into_owned())
+                match wire::encode(&message, Encoding::Json) {
+                    Err(WireError::TooLong(_)) => None,
+                    text => Some(text?),
+                }
             }
+        };
+        let message = match text {
+            Some(text) => Message::text(String::from_utf8_lossy(&text).into_owned()),
+            None => Message::Binary(message),
         };
         Ok(self.socket.send(message).await.map_err(Box::new)?)
     }

@@ -18,14 +18,19 @@ use crate::{capture::Losses, metrics::Meter};
 /// edges and not connections; a record takes about half a KiB. What exceeds it is counted as lost.
 pub(super) const MAX_FLOWS: usize = 100_000;
 
-/// The reason under which connections are counted whose record no peer would accept.
-pub(super) const RECORD_TOO_LONG: &str = "record_too_long";
+/// The reason under which connections are counted that found no room.
+pub(super) const OUTBOX_FULL: &str = "outbox_full";
+
+/// The reason under which connections are counted whose record no generator would accept: it says what
+/// [`flow::wire::bounds`] does not let it say, or is longer alone than a message may be.
+pub(super) const RECORD_OUT_OF_BOUNDS: &str = "record_out_of_bounds";
 
 /// Flows and losses that are in no batch yet, and of which time they are.
 #[derive(Debug)]
 pub(super) struct Loose {
     flows: Flows,
     losses: Losses,
+    meter: Meter,
     /// Absent if there is nothing.
     window: Option<Window>,
 }
@@ -39,31 +44,35 @@ pub(super) struct Packed {
 }
 
 impl Loose {
-    pub(super) fn new(resolve: Resolve) -> Self {
+    pub(super) fn new(resolve: Resolve, meter: Meter) -> Self {
         Self {
             flows: Flows::new(resolve),
             losses: Losses::new(),
+            meter,
             window: None,
         }
     }
 
-    /// Takes in a flow, in a window that was named before. Returns how many connections find no room.
-    pub(super) fn add(&mut self, record: FlowRecord) -> u64 {
+    /// Takes in a flow that is within bounds, in a window that was named before.
+    pub(super) fn add(&mut self, record: FlowRecord) {
         if self.flows.len() >= MAX_FLOWS && !self.flows.knows(&record) {
-            return record.count;
+            self.lose(OUTBOX_FULL, record.count);
+        } else {
+            self.flows.add(record);
         }
-        self.flows.add(record);
-        0
     }
 
-    pub(super) fn add_loss(&mut self, reason: &str, count: u64) {
-        let sum = self.losses.entry(reason.to_owned()).or_default();
-        *sum = sum.saturating_add(count);
+    /// Counts what is lost, in a window that was named before.
+    pub(super) fn lose(&mut self, reason: &str, count: u64) {
+        self.meter.lose(reason, count);
+        self.tell(reason, count);
     }
 
-    pub(super) fn add_losses(&mut self, losses: Losses) {
-        for (reason, count) in losses {
-            self.add_loss(&reason, count);
+    /// Passes on word of a loss that was counted where it arose.
+    pub(super) fn tell(&mut self, reason: &str, count: u64) {
+        if count > 0 {
+            let sum = self.losses.entry(reason.to_owned()).or_default();
+            *sum = sum.saturating_add(count);
         }
     }
 
@@ -71,12 +80,8 @@ impl Loose {
         self.window = Some(self.window.map_or(window, |known| known.widened(window)));
     }
 
-    /// Makes a batch of the oldest; `None` if there is nothing. What is lost by it is counted by `meter`, too.
-    pub(super) fn pack(
-        &mut self,
-        health: Health,
-        meter: &Meter,
-    ) -> Result<Option<Packed>, WireError> {
+    /// Makes a batch of the oldest; `None` if there is nothing.
+    pub(super) fn pack(&mut self, health: Health) -> Result<Option<Packed>, WireError> {
         let mut room = MAX_BATCH_FLOWS;
         while let Some(window) = self.window {
             let flows = self.flows.take(room);
@@ -109,8 +114,8 @@ impl Loose {
                     return Ok(Some(Packed { entry, batch }));
                 }
                 Err(WireError::TooLong(_)) => {
-                    room = batch.flows.len() / 2;
-                    self.put_back(batch.flows, meter);
+                    room = (batch.flows.len() / 2).max(1);
+                    self.put_back(batch.flows);
                 }
                 Err(error) => return Err(error),
             }
@@ -121,17 +126,18 @@ impl Loose {
     /// Takes a batch apart that could not be kept.
     pub(super) fn unpack(&mut self, batch: Batch) {
         self.widen(batch.window);
-        self.add_losses(batch.losses);
+        for (reason, count) in &batch.losses {
+            self.tell(reason, *count);
+        }
         for record in batch.flows {
             self.flows.add(record);
         }
     }
 
     /// A batch that was too long goes back; a single record that is too long alone is lost.
-    fn put_back(&mut self, flows: Vec<FlowRecord>, meter: &Meter) {
+    fn put_back(&mut self, flows: Vec<FlowRecord>) {
         if let [record] = flows.as_slice() {
-            meter.lose(RECORD_TOO_LONG, record.count);
-            self.add_loss(RECORD_TOO_LONG, record.count);
+            self.lose(RECORD_OUT_OF_BOUNDS, record.count);
             return;
         }
         for record in flows {
@@ -192,9 +198,7 @@ impl Flows {
 
     fn add(&mut self, record: FlowRecord) {
         match self {
-            Self::Merged(observations) => {
-                observations.observe(record);
-            }
+            Self::Merged(observations) => observations.observe(record),
             Self::Apart(records) => records.push_back(record),
         }
     }

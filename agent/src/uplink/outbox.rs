@@ -4,25 +4,23 @@ use std::{collections::VecDeque, time::SystemTime};
 
 use bytes::Bytes;
 use flow::{
-    record::ConnectionEvent,
+    record::{ConnectionEvent, FlowRecord},
     source::View,
     time::Timestamp,
-    wire::{self, AgentMessage, Encoding, Health, Resolve, WireError},
+    wire::{self, AgentMessage, Encoding, Health, Resolve, WireError, bounds},
 };
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::{
-    loose::{Loose, Packed},
+    loose::{Loose, Packed, RECORD_OUT_OF_BOUNDS},
     new_instance,
-    spool::{Spool, SpoolError},
+    spool::{Lost, Spool, SpoolError},
 };
 use crate::{collector::Report, metrics::Meter, scope::Receipt};
 
 /// Batches that may be under way unacknowledged. Enough to keep the connection busy.
 const MAX_IN_FLIGHT: usize = 8;
 
-/// The reason under which connections are counted that found no room.
-const OUTBOX_FULL: &str = "outbox_full";
 /// The reason under which connections are counted whose batch the generator refused for good.
 const BATCH_REFUSED: &str = "batch_refused";
 
@@ -42,6 +40,8 @@ pub(super) struct Outbox {
     view: Option<View>,
     /// Whether the spool could not be written to the last time.
     failing: bool,
+    /// Whether it was said that a record is out of bounds.
+    said_out_of_bounds: bool,
 }
 
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Outbox {
             },
         };
         Self {
-            loose: Loose::new(resolve),
+            loose: Loose::new(resolve, meter.clone()),
             receipt: None,
             kept,
             in_flight: VecDeque::new(),
@@ -102,6 +102,7 @@ impl Outbox {
             meter,
             view: None,
             failing: false,
+            said_out_of_bounds: false,
         }
     }
 
@@ -139,10 +140,12 @@ impl Outbox {
 
     /// Takes in one drain.
     pub(super) fn add(&mut self, report: Report) {
-        let counted = self.meter.count(&report);
+        let counted = Meter::count(&report);
         if !report.records.is_empty() || !report.losses.is_empty() {
             self.loose.widen(report.window);
-            self.loose.add_losses(report.losses);
+            for (reason, count) in &report.losses {
+                self.loose.lose(reason, *count);
+            }
             for mut record in report.records {
                 // The ledger counts connections and does not tell them apart; what ends one has been counted before.
                 let single = record.connection.as_ref();
@@ -151,10 +154,9 @@ impl Outbox {
                 }
                 record.connection = None;
                 record.tuple.src_port = 0;
-                let lost = self.loose.add(record);
-                if lost > 0 {
-                    self.meter.lose(OUTBOX_FULL, lost);
-                    self.loose.add_loss(OUTBOX_FULL, lost);
+                match bounds::record(&record) {
+                    Ok(()) => self.loose.add(record),
+                    Err(problem) => self.leave_out(&record, &problem),
                 }
             }
         }
@@ -163,6 +165,21 @@ impl Outbox {
         self.settle();
         // Counted when it is kept: whoever waits for that may rely on it.
         self.meter.add(counted);
+    }
+
+    /// Left in a batch, it would cost all of it: the generator would refuse it for good.
+    fn leave_out(&mut self, record: &FlowRecord, problem: &bounds::Invalid) {
+        self.loose.lose(RECORD_OUT_OF_BOUNDS, record.count);
+        // There will be more for as long as the object is there that it tells of.
+        if std::mem::replace(&mut self.said_out_of_bounds, true) {
+            tracing::debug!(connections = record.count, %problem, "a record is out of bounds");
+        } else {
+            tracing::error!(
+                connections = record.count,
+                %problem,
+                "a record is out of bounds: its connections are lost, and those of more like it"
+            );
+        }
     }
 
     /// Says how things are.
@@ -196,9 +213,16 @@ impl Outbox {
                 return;
             };
             let appended = spool.append(&entry);
-            let lost = spool.take_losses();
-            for (reason, count) in &lost {
-                self.meter.lose(reason, *count);
+            let Lost { here, before } = spool.take_losses();
+            if !here.is_empty() || !before.is_empty() {
+                // They belong to the time of the batch whose coming made room for itself.
+                self.loose.widen(batch.window);
+                for (reason, count) in &here {
+                    self.loose.lose(reason, *count);
+                }
+                for (reason, count) in &before {
+                    self.loose.tell(reason, *count);
+                }
             }
             if let Err(error) = appended {
                 if !self.failing {
@@ -206,15 +230,9 @@ impl Outbox {
                 }
                 self.failing = true;
                 self.loose.unpack(batch);
-                self.loose.add_losses(lost);
                 return;
             }
             self.failing = false;
-            if !lost.is_empty() {
-                // They belong to the time of the batch whose coming made room for itself.
-                self.loose.widen(batch.window);
-                self.loose.add_losses(lost);
-            }
         }
     }
 
@@ -257,7 +275,7 @@ impl Outbox {
     /// Takes a batch out of what is in none yet; `None` if there is nothing.
     fn pack(&mut self) -> Result<Option<Packed>, WireError> {
         let health = self.health();
-        self.loose.pack(health, &self.meter)
+        self.loose.pack(health)
     }
 
     /// Forgets all batches up to this one, of the instance whose turn it is.
@@ -336,17 +354,19 @@ impl Outbox {
     /// Returns how many connections that costs; `None` if there is nothing to give up.
     pub(super) fn give_up_first(&mut self) -> Option<u64> {
         let first = self.in_flight.front_mut()?;
-        let lost = std::mem::take(&mut first.connections);
         let AgentMessage::Batch(mut batch) =
             wire::decode(&first.message, Encoding::MessagePack).ok()?
         else {
             return None;
         };
         batch.flows.clear();
-        *batch.losses.entry(BATCH_REFUSED.to_owned()).or_default() += lost;
+        let told = batch.losses.entry(BATCH_REFUSED.to_owned()).or_default();
+        *told = told.saturating_add(first.connections);
         first.message = wire::encode(&AgentMessage::Batch(batch), Encoding::MessagePack)
             .ok()?
             .into();
+        let lost = std::mem::take(&mut first.connections);
+        self.meter.lose(BATCH_REFUSED, lost);
         Some(lost)
     }
 

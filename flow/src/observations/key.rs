@@ -1,9 +1,6 @@
 //! What makes two observations the same one.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::{
     endpoint::{Endpoint, Pod},
@@ -155,51 +152,4 @@ pub fn translated(endpoint: &Endpoint, called: IpAddr) -> IpAddr {
         .copied()
         .find(|address| address.is_ipv4() == called.is_ipv4())
         .unwrap_or(called)
-}
-
-/// The canonical text: equal keys have equal texts, different keys different ones, also when names hold what no name in
-/// Kubernetes can hold. It does not change between versions, so a database may use it as a primary key.
-impl fmt::Display for ObservationKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let outcome = match self.outcome {
-            Outcome::Established => "established",
-            Outcome::Failed => "failed",
-        };
-        write!(
-            f,
-            "{} {outcome} {} {} {} {}",
-            self.direction, self.protocol, self.port, self.client, self.server
-        )
-    }
-}
-
-/// Unambiguous: names stand in quotes, and quotes in names are escaped.
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Pod(id) => write!(f, "pod {id}"),
-            Self::HostPod(id, address) => write!(f, "host-pod {id} {address}"),
-            Self::Service { namespace, name } => {
-                write!(f, "service {} {}", quoted(namespace), quoted(name))
-            }
-            Self::Node { name, address } => write!(f, "node {} {address}", quoted(name)),
-            Self::External(address) => write!(f, "external {address}"),
-        }
-    }
-}
-
-impl fmt::Display for PodId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Uid(uid) => write!(f, "{}", quoted(uid)),
-            Self::Name { namespace, name } => {
-                write!(f, "named {} {}", quoted(namespace), quoted(name))
-            }
-        }
-    }
-}
-
-fn quoted(text: &str) -> impl fmt::Display + '_ {
-    // `escape_default` and not `Debug`: what the latter escapes follows the Unicode version of the standard library.
-    fmt::from_fn(move |f| write!(f, "\"{}\"", text.escape_default()))
 }

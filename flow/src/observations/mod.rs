@@ -2,13 +2,10 @@
 
 mod key;
 
-use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    ops::Bound,
-};
+use std::collections::{BTreeMap, btree_map::Entry};
 
 pub use self::key::{Identity, ObservationKey, PodId, client_address, server_address, translated};
-use crate::{record::FlowRecord, time::Timestamp};
+use crate::record::FlowRecord;
 
 /// Observations by key, each aggregated into one record. It grows with distinct edges, not with connections.
 ///
@@ -19,46 +16,24 @@ pub struct Observations {
 }
 
 impl Observations {
-    /// Adds a record to what is known under its key, which is returned.
+    /// Adds a record to what is known under its key.
     ///
     /// Counts are summed and saturate, the span of time is widened, sources are united; names, addresses and the process
     /// are those of the newest record. The client's port is dropped.
-    pub fn observe(&mut self, mut record: FlowRecord) -> ObservationKey {
+    pub fn observe(&mut self, mut record: FlowRecord) {
         record.tuple.src_port = 0;
-        let key = ObservationKey::of(&record);
-        match self.records.entry(key.clone()) {
+        match self.records.entry(ObservationKey::of(&record)) {
             Entry::Vacant(entry) => {
                 entry.insert(record);
             }
             Entry::Occupied(mut entry) => merge(entry.get_mut(), record),
         }
-        key
     }
 
     /// Whether there is a record under this one's key.
     #[must_use]
     pub fn knows(&self, record: &FlowRecord) -> bool {
         self.records.contains_key(&ObservationKey::of(record))
-    }
-
-    /// The aggregated record under a key.
-    #[must_use]
-    pub fn get(&self, key: &ObservationKey) -> Option<&FlowRecord> {
-        self.records.get(key)
-    }
-
-    /// All aggregated records with their keys, in the order of the keys.
-    pub fn iter(&self) -> impl Iterator<Item = (&ObservationKey, &FlowRecord)> {
-        self.records.iter()
-    }
-
-    /// All aggregated records whose keys come after this one; without it, all.
-    pub fn after(
-        &self,
-        key: Option<&ObservationKey>,
-    ) -> impl Iterator<Item = (&ObservationKey, &FlowRecord)> + use<'_> {
-        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
-        self.records.range((from, Bound::Unbounded))
     }
 
     /// All aggregated records, in the order of their keys.
@@ -72,14 +47,6 @@ impl Observations {
         (0..taken)
             .filter_map(|_| self.records.pop_first())
             .map(|(_, record)| record)
-            .collect()
-    }
-
-    /// Removes the records that were last seen before `time`; returns their keys.
-    pub fn forget_before(&mut self, time: Timestamp) -> Vec<ObservationKey> {
-        self.records
-            .extract_if(.., |_, record| record.last_seen < time)
-            .map(|(key, _)| key)
             .collect()
     }
 

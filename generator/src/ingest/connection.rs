@@ -10,7 +10,7 @@ use std::{
 
 use flow::{
     time::Timestamp,
-    wire::{self, Encoding, GeneratorMessage, MAX_MESSAGE_BYTES, RawMessage},
+    wire::{self, Encoding, GeneratorMessage, MAX_MESSAGE_BYTES, RawMessage, bounds},
 };
 use futures_util::future::{Fuse, FutureExt as _};
 use tokio::{
@@ -36,7 +36,6 @@ use super::{
     ends::Ends,
     session::{Ask, Ended, Feedback, Room, Sender, Session},
     socket::{Heard, Socket},
-    validate,
 };
 use crate::{auth::Admission, metrics::Meter};
 
@@ -110,8 +109,8 @@ impl From<wire::WireError> for Ending {
     }
 }
 
-impl From<validate::Invalid> for Ending {
-    fn from(invalid: validate::Invalid) -> Self {
+impl From<bounds::Invalid> for Ending {
+    fn from(invalid: bounds::Invalid) -> Self {
         Self::Refused(Refusal::invalid(invalid.to_string()))
     }
 }
@@ -199,7 +198,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let RawMessage::Hello(hello) = wire::decode(&bytes, encoding)? else {
             return Err(Refusal::protocol("the first message must be a hello").into());
         };
-        validate::hello(&hello)?;
+        bounds::hello(&hello)?;
         if let Some(node) = &admission.node
             && *node != hello.node
         {
@@ -331,7 +330,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let RawMessage::Batch(batch) = wire::decode(bytes, encoding)? else {
             return Err(Refusal::protocol("hello was said before").into());
         };
-        validate::batch(&batch)?;
+        bounds::batch(&batch)?;
         let batch = self.ends.decode(batch, encoding)?;
         queue
             .send(session, Ask::Store(Box::new(batch)), room)

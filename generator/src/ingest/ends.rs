@@ -10,11 +10,11 @@ use std::{
 
 use flow::{
     topology::Common,
-    wire::{Encoding, End, Packed, RawEnd},
+    wire::{Encoding, End, Packed, RawEnd, bounds},
 };
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
-use super::{Refusal, validate};
+use super::Refusal;
 use crate::ledger::KnownEnd;
 
 /// How much is kept of ends, in bytes, of all agents: that of some forty thousand. When it is more, all are forgotten.
@@ -66,7 +66,7 @@ impl Ends {
             return Ok(known.clone());
         }
         let decoded = end.decode(encoding)?;
-        validate::end(&decoded).map_err(|invalid| {
+        bounds::end(&decoded).map_err(|invalid| {
             Refusal::invalid(invalid.within(&format!("ends[{index}]")).to_string())
         })?;
         Ok(self.lock().keep(fingerprint, end.0.len(), decoded))

@@ -12,7 +12,6 @@ mod http;
 mod refusal;
 mod session;
 mod socket;
-mod validate;
 mod watchers;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -35,7 +34,6 @@ pub use self::{
     http::{Desk, StatusRequest},
     refusal::Refusal,
     session::{Ask, Ended, Feedback, Receiver, Request, Room, Sender, Session, queue},
-    validate::Invalid,
     watchers::Watchers,
 };
 

@@ -2,7 +2,6 @@ use std::sync::Arc;
 
 use flow::{
     endpoint::Endpoint,
-    observations::ObservationKey,
     record::{Direction, Outcome},
     time::Timestamp,
 };
@@ -10,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::samples::{
-    address, any_record, any_records, bare, host_pod, ledger, node, pod, record, served, service,
+    address, any_records, bare, host_pod, ledger, node, pod, record, served, service,
 };
 
 const TO_SERVER: Direction = Direction::Ingress;
@@ -390,19 +389,6 @@ fn a_called_address_is_not_taken_for_the_servers_own() {
     assert_eq!(edges[0].server_address, address("192.0.2.7"));
 }
 
-#[test]
-fn the_text_of_a_key_is_unambiguous() {
-    let mut tricky = pod("a", "b", "n");
-    tricky.uid = "x\" service \"y".to_owned();
-    let mut named = pod("a", "b/\"c", "n");
-    named.uid.clear();
-    let key = ObservationKey::of(&record(TO_SERVER, bare(tricky), bare(named), 80, 1));
-    assert_eq!(
-        key.to_string(),
-        r#"ingress established TCP 80 pod "x\" service \"y" pod named "a" "b/\"c-n""#
-    );
-}
-
 proptest! {
     #[test]
     fn the_ledger_does_not_depend_on_the_order_of_observation(
@@ -435,11 +421,5 @@ proptest! {
         prop_assert_eq!(edges.iter().map(|edge| edge.seen_by_client).sum::<u64>(), seen(FROM_CLIENT));
         prop_assert_eq!(edges.iter().map(|edge| edge.seen_by_server).sum::<u64>(), seen(TO_SERVER));
         prop_assert_eq!(ledger.edges(), edges);
-    }
-
-    #[test]
-    fn keys_and_their_texts_agree(one in any_record(), other in any_record()) {
-        let (one, other) = (ObservationKey::of(&one), ObservationKey::of(&other));
-        prop_assert_eq!(one == other, one.to_string() == other.to_string());
     }
 }

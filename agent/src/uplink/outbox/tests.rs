@@ -1,8 +1,8 @@
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use flow::{
-    endpoint::Endpoint,
-    record::{Direction, FlowRecord, Outcome, Protocol, Source, Tuple},
+    endpoint::{Endpoint, Pod},
+    record::{Direction, Outcome, Protocol, Source, Tuple},
     time::Timestamp,
     wire::{Batch, MAX_BATCH_FLOWS, Window},
 };
@@ -11,7 +11,10 @@ use super::*;
 use crate::{
     capture::Losses,
     scope::position::{Keeper, Position},
-    uplink::loose::{MAX_FLOWS, RECORD_TOO_LONG},
+    uplink::{
+        loose::{MAX_FLOWS, OUTBOX_FULL},
+        spool::MIN_SPOOL_BYTES,
+    },
 };
 
 fn record(client: u32, count: u64) -> FlowRecord {
@@ -173,7 +176,8 @@ fn records_whose_other_end_is_only_an_address_keep_their_own_time() {
 
 #[test]
 fn a_full_outbox_counts_what_it_turns_away() {
-    let mut outbox = Outbox::new(Resolve::Both, None, Meter::default());
+    let meter = Meter::default();
+    let mut outbox = Outbox::new(Resolve::Both, None, meter.clone());
     let clients = u32::try_from(MAX_FLOWS).unwrap() + 5;
     outbox.add(report(
         0,
@@ -192,30 +196,105 @@ fn a_full_outbox_counts_what_it_turns_away() {
         let sequence = batch.sequence;
         outbox.acknowledge(sequence).unwrap();
     }
-    assert_eq!(lost, 35);
+    assert_eq!((lost, meter.lost(OUTBOX_FULL)), (35, 35));
     assert_eq!(sent + lost, u64::from(clients) * 7 + 1);
 }
 
 #[test]
 fn a_batch_that_is_too_long_is_divided_and_a_record_that_is_too_long_is_counted() {
-    let mut outbox = Outbox::new(Resolve::Both, None, Meter::default());
+    let meter = Meter::default();
+    let mut outbox = Outbox::new(Resolve::Both, None, meter.clone());
     let long = |client, bytes| FlowRecord {
         hostname: "x".repeat(bytes),
         ..record(client, 1)
     };
-    let mut records: Vec<FlowRecord> = (0..10).map(|client| long(client, 1 << 20)).collect();
-    records.push(long(99, wire::MAX_MESSAGE_BYTES + 1));
-    outbox.add(report(0, records));
+    // By what a record may say none comes near to that; these are past the look that is taken at it.
+    outbox.loose.widen(report(0, Vec::new()).window);
+    for client in 0..10 {
+        outbox.loose.add(long(client, 1 << 20));
+    }
+    outbox.loose.add(long(99, wire::MAX_MESSAGE_BYTES + 1));
+    outbox.loose.add(FlowRecord {
+        count: 0,
+        ..long(5, wire::MAX_MESSAGE_BYTES + 1)
+    });
     let (mut sent, mut lost) = (0, 0);
     while let Some(sealed) = outbox.seal().unwrap() {
         let batch = batch(&sealed);
         sent += batch.flows.len();
-        lost += batch.losses.get(RECORD_TOO_LONG).copied().unwrap_or(0);
+        lost += batch.losses.get(RECORD_OUT_OF_BOUNDS).copied().unwrap_or(0);
         let sequence = batch.sequence;
         outbox.acknowledge(sequence).unwrap();
     }
     assert_eq!((sent, lost), (10, 1));
+    assert_eq!(meter.lost(RECORD_OUT_OF_BOUNDS), 1);
     assert!(outbox.is_empty());
+}
+
+#[test]
+fn a_record_that_is_out_of_bounds_costs_only_itself() {
+    let meter = Meter::default();
+    let mut outbox = Outbox::new(Resolve::Both, None, meter.clone());
+    let mut odd = record(3, 4);
+    odd.dst = Endpoint::Pod {
+        pod: Arc::new(Pod {
+            uid: "u".to_owned(),
+            namespace: "n".to_owned(),
+            name: "p".to_owned(),
+            labels: Arc::new(
+                (0..300)
+                    .map(|key| (key.to_string(), String::new()))
+                    .collect(),
+            ),
+            workload: None,
+            node: None,
+            host_network: false,
+            addresses: Vec::new(),
+            services: Arc::default(),
+        }),
+        service: None,
+    };
+    assert_eq!(
+        bounds::record(&odd).unwrap_err().to_string(),
+        "dst.labels: 300 entries, the limit is 256"
+    );
+    outbox.add(report(
+        0,
+        vec![record(1, 1), odd.clone(), record(2, 2), odd],
+    ));
+    let batch = batch(&outbox.seal().unwrap().unwrap());
+    let counts: Vec<u64> = batch.flows.iter().map(|flow| flow.count).collect();
+    assert_eq!(counts, [1, 2]);
+    let losses = Losses::from([(RECORD_OUT_OF_BOUNDS.to_owned(), 8)]);
+    assert_eq!(batch.losses, losses);
+    assert_eq!(meter.lost(RECORD_OUT_OF_BOUNDS), 8);
+}
+
+/// What a batch had told of is told again when the batch is dropped, but it has been lost once.
+#[test]
+fn a_loss_is_metered_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(folder.path(), MIN_SPOOL_BYTES, Resolve::Both).unwrap();
+    let meter = Meter::default();
+    let mut outbox = Outbox::new(Resolve::Both, Some(spool), meter.clone());
+    let mut reports = 0;
+    while meter.lost("spool_full") == 0 {
+        let mut lossy = report(0, vec![record(reports, 5)]);
+        lossy.losses.insert("ring_full".to_owned(), 2);
+        outbox.add(lossy);
+        reports += 1;
+    }
+    assert_eq!(meter.lost("ring_full"), u64::from(reports) * 2);
+    let mut told = Losses::new();
+    while let Some(sealed) = outbox.seal().unwrap() {
+        let batch = batch(&sealed);
+        for (reason, count) in batch.losses {
+            *told.entry(reason).or_default() += count;
+        }
+        outbox.acknowledge(batch.sequence).unwrap();
+    }
+    assert_eq!(told["ring_full"], meter.lost("ring_full"));
+    assert_eq!(told["spool_full"], meter.lost("spool_full"));
 }
 
 #[test]
@@ -231,7 +310,8 @@ fn losses_travel_without_flows() {
 
 #[test]
 fn a_batch_that_is_given_up_keeps_its_number_and_becomes_a_loss() {
-    let mut outbox = Outbox::new(Resolve::Both, None, Meter::default());
+    let meter = Meter::default();
+    let mut outbox = Outbox::new(Resolve::Both, None, meter.clone());
     assert_eq!(outbox.give_up_first(), None);
     let mut first = report(0, vec![record(1, 5)]);
     first.losses.insert("socket_unreadable".to_owned(), 2);
@@ -244,5 +324,16 @@ fn a_batch_that_is_given_up_keeps_its_number_and_becomes_a_loss() {
     assert!(batch.flows.is_empty());
     assert_eq!(batch.losses["socket_unreadable"], 2);
     assert_eq!(batch.losses[BATCH_REFUSED], 5);
+    assert_eq!(meter.lost("socket_unreadable"), 2);
+    assert_eq!(meter.lost(BATCH_REFUSED), 5);
     assert_eq!(outbox.close().lost, 0);
+
+    // What is no batch is not given up.
+    outbox.in_flight[0] = Sealed {
+        sequence: 1,
+        message: Bytes::from_static(b"?"),
+        connections: 7,
+    };
+    assert_eq!(outbox.give_up_first(), None);
+    assert_eq!((meter.lost(BATCH_REFUSED), outbox.close().lost), (5, 7));
 }

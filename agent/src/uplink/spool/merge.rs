@@ -9,11 +9,12 @@ use flow::{
 };
 
 use super::{
-    Entry, MERGE_AT_MOST, SPOOL_FULL, Segment, Spool, SpoolError, failed, name::Name, segment,
+    Entry, MERGE_AT_MOST, SPOOL_CUT, SPOOL_FULL, Segment, Spool, SpoolError, add, connections,
+    failed, name::Name, segment,
 };
 use crate::{
     capture::Losses,
-    uplink::loose::{RECORD_TOO_LONG, encode_unnumbered},
+    uplink::loose::{RECORD_OUT_OF_BOUNDS, encode_unnumbered},
 };
 
 /// The name of a merged segment until it is whole.
@@ -53,22 +54,36 @@ impl Spool {
         for pair in waiting.windows(2) {
             let &[older, newer] = pair else { continue };
             let (one, other) = (&self.segments[older], &self.segments[newer]);
-            let sum = one.bytes + other.bytes;
+            let before = one.bytes + other.bytes;
             if newer != older + 1
                 // Who an address was is decided by the time in the record, which adding up would lose.
                 || (one.resolve, other.resolve) != (Resolve::Both, Resolve::Both)
                 || one.barren_with == Some(other.name.first)
-                || sum > MERGE_AT_MOST * self.segment_limit
+                || before > MERGE_AT_MOST * self.segment_limit
             {
                 continue;
             }
-            let entries = merged(&[self.read_entries(one)?, self.read_entries(other)?]);
+            let mut sum = Sum::default();
+            for segment in [one, other] {
+                sum.add(segment, &self.read_entries(segment)?);
+            }
+            let entries = sum.entries();
             let bytes = segment::HEADER_BYTES + entries.iter().map(Entry::len).sum::<u64>();
-            if bytes * 100 > sum * WORTH {
+            if bytes * 100 > before * WORTH {
                 self.segments[older].barren_with = Some(self.segments[newer].name.first);
                 continue;
             }
             self.replace(older, newer, &entries, bytes)?;
+            if sum.cut > 0 {
+                tracing::error!(
+                    connections = sum.cut,
+                    "segments of the spool have become unreadable: a part of them is lost"
+                );
+                self.lose(SPOOL_CUT, sum.cut);
+            }
+            if sum.too_long > 0 {
+                self.lose(RECORD_OUT_OF_BOUNDS, sum.too_long);
+            }
             return Ok(true);
         }
         Ok(false)
@@ -107,7 +122,7 @@ impl Spool {
             resolve: Resolve::Both,
             entries: entries.len() as u64,
             acknowledged: 0,
-            connections: entries.iter().map(|entry| entry.connections).sum(),
+            connections: connections(entries),
             bytes,
             barren_with: None,
         };
@@ -125,7 +140,7 @@ impl Spool {
             .filter_map(decoded)
             .flat_map(|batch| batch.losses)
         {
-            self.lose(&reason, count);
+            add(&mut self.lost.before, &reason, count);
         }
         self.lose(SPOOL_FULL, connections);
         tracing::error!(
@@ -152,63 +167,85 @@ fn decoded(entry: &Entry) -> Option<Batch> {
     }
 }
 
-/// The same flows and losses in as few batches as they fit in.
-fn merged(segments: &[Vec<Entry>]) -> Vec<Entry> {
-    let mut observations = Observations::default();
-    let mut losses = Losses::new();
-    let mut window: Option<Window> = None;
-    for batch in segments.iter().flatten().filter_map(decoded) {
-        window = Some(window.map_or(batch.window, |known| known.widened(batch.window)));
-        for (reason, count) in batch.losses {
-            let sum = losses.entry(reason).or_insert(0_u64);
-            *sum = sum.saturating_add(count);
-        }
-        for record in batch.flows {
-            observations.observe(record);
-        }
-    }
-    let Some(window) = window else {
-        return Vec::new();
-    };
-    let mut entries = Vec::new();
-    while !observations.is_empty() || !losses.is_empty() {
-        let flows = observations.take(MAX_BATCH_FLOWS);
-        encode(flows, window, &mut losses, &mut entries);
-    }
-    entries
+/// What segments hold, added up.
+#[derive(Debug, Default)]
+struct Sum {
+    observations: Observations,
+    losses: Losses,
+    /// Absent if there is nothing.
+    window: Option<Window>,
+    /// Connections of what cannot be read.
+    cut: u64,
+    /// Connections of records that have become longer than a message.
+    too_long: u64,
 }
 
-/// Into one entry, or into two halves where one would be too long.
-fn encode(mut flows: Vec<FlowRecord>, window: Window, losses: &mut Losses, into: &mut Vec<Entry>) {
-    let connections = flows
-        .iter()
-        .fold(0_u64, |sum, flow| sum.saturating_add(flow.count));
-    let batch = AgentMessage::Batch(Batch {
-        sequence: 0,
-        window,
-        flows,
-        losses: std::mem::take(losses),
-        health: None,
-    });
-    match encode_unnumbered(&batch) {
-        Ok(message) => into.push(Entry {
-            connections,
-            message,
-        }),
-        Err(_) => {
-            let AgentMessage::Batch(batch) = batch else {
-                return;
-            };
-            *losses = batch.losses;
-            flows = batch.flows;
-            if flows.len() > 1 {
-                let rest = flows.split_off(flows.len() / 2);
-                encode(flows, window, losses, into);
-                encode(rest, window, losses, into);
-            } else {
-                // It was in a message before; added up it has become a few bytes too long.
-                *losses.entry(RECORD_TOO_LONG.to_owned()).or_default() += connections;
+impl Sum {
+    /// Adds what could be read of a segment.
+    fn add(&mut self, segment: &Segment, entries: &[Entry]) {
+        let (mut batches, mut connections) = (0, 0_u64);
+        for batch in entries.iter().filter_map(decoded) {
+            batches += 1;
+            let window = self.window.get_or_insert(batch.window);
+            *window = window.widened(batch.window);
+            for (reason, count) in batch.losses {
+                add(&mut self.losses, &reason, count);
             }
+            for record in batch.flows {
+                connections = connections.saturating_add(record.count);
+                self.observations.observe(record);
+            }
+        }
+        if batches < segment.entries {
+            // A batch may have nothing but word of losses.
+            let missing = segment.connections.saturating_sub(connections).max(1);
+            self.cut = self.cut.saturating_add(missing);
+        }
+    }
+
+    /// All that was added, in as few batches as it fits in.
+    fn entries(&mut self) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let Some(window) = self.window else {
+            return entries;
+        };
+        while !self.observations.is_empty() || !self.losses.is_empty() {
+            let flows = self.observations.take(MAX_BATCH_FLOWS);
+            self.encode(flows, window, &mut entries);
+        }
+        entries
+    }
+
+    /// Into one entry, or into two halves where one would be too long.
+    fn encode(&mut self, flows: Vec<FlowRecord>, window: Window, into: &mut Vec<Entry>) {
+        let counts = flows.iter().map(|flow| flow.count);
+        let connections = counts.fold(0, u64::saturating_add);
+        let batch = AgentMessage::Batch(Batch {
+            sequence: 0,
+            window,
+            flows,
+            losses: std::mem::take(&mut self.losses),
+            health: None,
+        });
+        if let Ok(message) = encode_unnumbered(&batch) {
+            into.push(Entry {
+                connections,
+                message,
+            });
+            return;
+        }
+        let AgentMessage::Batch(batch) = batch else {
+            return;
+        };
+        let mut flows = batch.flows;
+        self.losses = batch.losses;
+        if flows.len() > 1 {
+            let rest = flows.split_off(flows.len() / 2);
+            self.encode(flows, window, into);
+            self.encode(rest, window, into);
+        } else {
+            // It was in a message before; added up it has become a few bytes too long.
+            self.too_long = self.too_long.saturating_add(connections);
         }
     }
 }

@@ -45,8 +45,8 @@ const MERGE_AT_MOST: u64 = 4;
 /// The reason under which connections are counted that were dropped because the spool was full.
 const SPOOL_FULL: &str = "spool_full";
 
-/// The reason that is counted once for each file whose end is torn or corrupt. How many connections were in it nobody
-/// knows.
+/// The reason under which connections are counted that were in the part of a file which has become unreadable. Of a file that
+/// an earlier process left nobody knows how many they were: it counts as one.
 const SPOOL_CUT: &str = "spool_cut";
 
 /// Why the spool cannot be used.
@@ -90,9 +90,17 @@ pub struct Spool {
     turn: String,
     cursor: Option<Cursor>,
     bytes: u64,
-    /// What went since it was last asked for.
-    losses: Losses,
+    lost: Lost,
     _lock: File,
+}
+
+/// What went since it was last asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Lost {
+    /// What the spool has lost.
+    pub(super) here: Losses,
+    /// What the batches that it has lost told of: it was counted before, where it arose.
+    pub(super) before: Losses,
 }
 
 #[derive(Debug)]
@@ -143,7 +151,7 @@ impl Spool {
             turn: String::new(),
             cursor: None,
             bytes: 0,
-            losses: Losses::new(),
+            lost: Lost::default(),
             _lock: lock,
         };
         for name in names {
@@ -190,7 +198,7 @@ impl Spool {
             resolve: parsed.resolve,
             entries: parsed.entries.len() as u64,
             acknowledged: 0,
-            connections: parsed.entries.iter().map(|entry| entry.connections).sum(),
+            connections: connections(&parsed.entries),
             bytes: parsed.good_bytes,
             barren_with: None,
         });
@@ -330,8 +338,8 @@ impl Spool {
     }
 
     /// What was lost since this was last asked.
-    pub(super) fn take_losses(&mut self) -> Losses {
-        std::mem::take(&mut self.losses)
+    pub(super) fn take_losses(&mut self) -> Lost {
+        std::mem::take(&mut self.lost)
     }
 
     /// How many bytes the files have.
@@ -356,8 +364,7 @@ impl Spool {
     }
 
     fn lose(&mut self, reason: &str, count: u64) {
-        let sum = self.losses.entry(reason.to_owned()).or_default();
-        *sum = sum.saturating_add(count);
+        add(&mut self.lost.here, reason, count);
     }
 
     fn path(&self, name: &Name) -> PathBuf {
@@ -374,6 +381,16 @@ impl Spool {
             .and_then(|folder| folder.sync_all())
             .map_err(failed("sync", &self.directory))
     }
+}
+
+fn connections(entries: &[Entry]) -> u64 {
+    let counts = entries.iter().map(|entry| entry.connections);
+    counts.fold(0, u64::saturating_add)
+}
+
+fn add(losses: &mut Losses, reason: &str, count: u64) {
+    let sum = losses.entry(reason.to_owned()).or_default();
+    *sum = sum.saturating_add(count);
 }
 
 fn lock(directory: &Path) -> Result<File, SpoolError> {

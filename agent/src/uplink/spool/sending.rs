@@ -24,6 +24,8 @@ pub(super) struct Cursor {
     pub(super) segment: u64,
     file: File,
     entry: u64,
+    /// Those of all entries before that one.
+    connections: u64,
     offset: u64,
 }
 
@@ -65,8 +67,8 @@ impl Spool {
                 let entry = segment::read_entry(&cursor.file, cursor.offset)
                     .map_err(failed("read", &path))?;
                 let Some(entry) = entry else {
-                    let at = cursor.entry;
-                    self.cut(position, at)?;
+                    let (entries, connections) = (cursor.entry, cursor.connections);
+                    self.cut(position, entries, connections)?;
                     continue;
                 };
                 let base = segment
@@ -76,6 +78,7 @@ impl Spool {
                     .map_or(1, |numbers| numbers.base);
                 let sequence = base + cursor.entry;
                 cursor.entry += 1;
+                cursor.connections = cursor.connections.saturating_add(entry.connections);
                 cursor.offset += entry.len();
                 return Ok(Some(Numbered { sequence, entry }));
             }
@@ -122,32 +125,46 @@ impl Spool {
         let path = self.path(&segment.name);
         let file = File::open(&path).map_err(failed("open", &path))?;
         let mut offset = segment::HEADER_BYTES;
+        let mut connections = 0_u64;
         for _ in 0..segment.acknowledged {
             let entry = segment::read_entry(&file, offset).map_err(failed("read", &path))?;
-            offset += entry.map_or(0, |entry| entry.len());
+            if let Some(entry) = entry {
+                offset += entry.len();
+                connections = connections.saturating_add(entry.connections);
+            }
         }
         Ok(Cursor {
             segment: segment.name.first,
             file,
             entry: segment.acknowledged,
+            connections,
             offset,
         })
     }
 
-    /// What follows an entry that has become unreadable is lost. None of it was sent: the cursor is as far as sending is.
-    fn cut(&mut self, position: usize, entries: u64) -> Result<(), SpoolError> {
+    /// What follows these entries, which have so many connections, has become unreadable and is lost. None of it was sent:
+    /// the cursor is as far as sending is.
+    fn cut(&mut self, position: usize, entries: u64, connections: u64) -> Result<(), SpoolError> {
         let segment = &mut self.segments[position];
-        tracing::error!(segment = %segment.name, entry = entries, "a segment of the spool has become unreadable: the rest of it is lost");
+        // A batch may have nothing but word of losses.
+        let lost = segment.connections.saturating_sub(connections).max(1);
+        tracing::error!(
+            segment = %segment.name,
+            entry = entries,
+            connections = lost,
+            "a segment of the spool has become unreadable: the rest of it is lost"
+        );
         if let Some(numbers) = &segment.name.numbers
             && numbers.instance == self.instance
         {
             self.last_sequence = numbers.base + entries - 1;
         }
         segment.entries = entries;
+        segment.connections = connections;
         if position + 1 == self.segments.len() {
             self.tail = None;
         }
-        self.lose(SPOOL_CUT, 1);
+        self.lose(SPOOL_CUT, lost);
         self.remove_if_acknowledged(position)
     }
 

@@ -8,6 +8,7 @@ use crate::{
     record::Protocol,
     time::Timestamp,
     topology::{Index, Phase, Pod, Service, TargetPort, file},
+    wire::{End, bounds},
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -380,6 +381,19 @@ fn message_packs_own_types_are_passed_over() {
     report.push(0xc0);
     let error = super::read(&report[..]).unwrap_err().to_string();
     assert_eq!(error, "something follows the report, after node `1;<pod>`");
+}
+
+#[test]
+fn a_node_that_nothing_names_bears_a_name_that_a_batch_can_say() {
+    let own = &[("kubernetes_is_in_host_network", "true")];
+    for address in ["192.0.2.1", "fd00::1"] {
+        let report = json!({"Pod": {"nodes": {"1;<pod>": pod("agent", address, own, json!({}))}}});
+        let index = index(parse_json(&report).unwrap());
+        assert_eq!(name(&index, address), format!("node {address}"));
+        let address = address.parse().unwrap();
+        let endpoint = index.resolve_client(address, Timestamp::from_nanos(u64::MAX / 2));
+        assert_eq!(bounds::end(&End { address, endpoint }), Ok(()));
+    }
 }
 
 #[test]

@@ -2,14 +2,17 @@
 //!
 //! What passes here is stored, logged and made into names of files and of cluster objects: each string has a length that
 //! it cannot exceed, and names have nothing but the characters that Kubernetes allows in them.
+//!
+//! The generator refuses a whole batch for one thing that is out of bounds, so an agent leaves out the record that is
+//! before it gets into any: what [`record`] passes may stand in every batch.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use flow::{
+use super::{End, Flow, Hello, MAX_BATCH_FLOWS, Packed};
+use crate::{
     endpoint::{Endpoint, Labels, Pod, Service},
-    record::Process,
+    record::{FlowRecord, Process},
     time::Timestamp,
-    wire::{End, Flow, Hello, MAX_BATCH_FLOWS, Packed},
 };
 
 /// The longest string, in bytes. Kubernetes allows 253 for a name and, with its prefix, 317 for a label's key.
@@ -57,14 +60,18 @@ impl Invalid {
     }
 
     /// The same, with the field seen from further out.
-    pub(super) fn within(mut self, outer: &str) -> Self {
+    #[must_use]
+    pub fn within(mut self, outer: &str) -> Self {
         self.field = format!("{outer}.{}", self.field);
         self
     }
 }
 
 /// Checks a hello.
-pub(super) fn hello(hello: &Hello) -> Result<(), Invalid> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn hello(hello: &Hello) -> Result<(), Invalid> {
     token("instance", &hello.instance)?;
     name("node", &hello.node)?;
     token("version", &hello.version)?;
@@ -77,7 +84,10 @@ pub(super) fn hello(hello: &Hello) -> Result<(), Invalid> {
 }
 
 /// Checks a batch, but for what its ends say.
-pub(super) fn batch<E>(batch: &Packed<E>) -> Result<(), Invalid> {
+///
+/// # Errors
+/// The first that is wrong with it.
+pub fn batch<E>(batch: &Packed<E>) -> Result<(), Invalid> {
     if batch.sequence == 0 {
         return Err(Invalid::new("sequence", "batches are numbered from 1"));
     }
@@ -118,19 +128,28 @@ fn check_flow(flow: &Flow) -> Result<(), Invalid> {
     if let Some(hostname) = &flow.hostname {
         name("hostname", hostname)?;
     }
+    numbers(flow.count, flow.port)?;
+    times(flow.first_seen(), flow.last_seen, flow.timestamp())
+}
+
+fn numbers(count: u64, port: u16) -> Result<(), Invalid> {
     // 0 counts nothing, and only says who else saw what was counted before.
-    if flow.count > MAX_COUNT {
+    if count > MAX_COUNT {
         return Err(Invalid::new(
             "count",
-            format!("{} is more than {MAX_COUNT}", flow.count),
+            format!("{count} is more than {MAX_COUNT}"),
         ));
     }
-    if flow.port == 0 {
+    if port == 0 {
         return Err(Invalid::new("port", "0: the server's port is missing"));
     }
-    time("last_seen", flow.last_seen)?;
-    time("timestamp", flow.timestamp())?;
-    if flow.last_seen < flow.first_seen() {
+    Ok(())
+}
+
+fn times(first_seen: Timestamp, last_seen: Timestamp, own: Timestamp) -> Result<(), Invalid> {
+    time("last_seen", last_seen)?;
+    time("timestamp", own)?;
+    if last_seen < first_seen {
         return Err(Invalid::new("last_seen", "is before `first_seen`"));
     }
     Ok(())
@@ -144,10 +163,32 @@ fn check_process(process: &Process) -> Result<(), Invalid> {
         .map_or(Ok(()), |container| token("container", container))
 }
 
+/// Checks a record, with its ends.
+///
+/// # Errors
+/// The first that is wrong with it.
+pub fn record(record: &FlowRecord) -> Result<(), Invalid> {
+    name("hostname", &record.hostname)?;
+    numbers(record.count, record.tuple.dst_port)?;
+    times(record.first_seen, record.last_seen, record.timestamp)?;
+    if let Some(process) = &record.process {
+        check_process(process).map_err(|invalid| invalid.within("process"))?;
+    }
+    check_endpoint(&record.src).map_err(|invalid| invalid.within("src"))?;
+    check_endpoint(&record.dst).map_err(|invalid| invalid.within("dst"))
+}
+
 /// Checks an end.
-pub(super) fn end(end: &End) -> Result<(), Invalid> {
-    endpoint(&end.endpoint)?;
-    let bytes = size(&end.endpoint);
+///
+/// # Errors
+/// The first that is wrong with it.
+pub fn end(end: &End) -> Result<(), Invalid> {
+    check_endpoint(&end.endpoint)
+}
+
+fn check_endpoint(end: &Endpoint) -> Result<(), Invalid> {
+    endpoint(end)?;
+    let bytes = size(end);
     if bytes > MAX_END_BYTES {
         return Err(Invalid::new(
             "labels, addresses and names",
@@ -198,7 +239,7 @@ fn endpoint(endpoint: &Endpoint) -> Result<(), Invalid> {
         }
         Endpoint::Service(it) => service(it),
         Endpoint::Node(node) => {
-            name("node.name", &node.name)?;
+            node_name("node.name", &node.name)?;
             at_most("node.addresses", node.addresses.len(), MAX_LIST)
         }
         Endpoint::External(_) => Ok(()),
@@ -261,6 +302,15 @@ fn name(field: &str, name: &str) -> Result<(), Invalid> {
     } else {
         Ok(())
     }
+}
+
+/// The name of a node, or an address of it where nothing tells its name.
+fn node_name(field: &str, text: &str) -> Result<(), Invalid> {
+    // The addresses of version 6 are what has another alphabet.
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Ok(());
+    }
+    name(field, text)
 }
 
 /// A short printable word, fit for a line of a log.

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::wire::{Batch, Resolve};
 
 fn valid_batch() -> Value {
     json!({
@@ -31,17 +32,46 @@ fn valid_batch() -> Value {
 }
 
 /// The valid batch with one value replaced: at a JSON pointer.
-fn check(pointer: &str, value: Value) -> Result<(), String> {
+fn with(pointer: &str, value: Value) -> Packed<End> {
     let mut json = valid_batch();
     let place = json.pointer_mut(pointer).unwrap();
     *place = value;
-    let parsed: Packed<End> = serde_json::from_value(json).unwrap();
+    serde_json::from_value(json).unwrap()
+}
+
+/// What the generator says of such a batch.
+fn check(pointer: &str, value: Value) -> Result<(), String> {
+    let parsed = with(pointer, value);
     let ends = parsed.ends.iter().enumerate();
     let mut ends = ends
         .map(|(index, it)| end(it).map_err(|invalid| invalid.within(&format!("ends[{index}]"))));
     batch(&parsed)
         .and_then(|()| ends.try_for_each(|checked| checked))
         .map_err(|invalid| invalid.to_string())
+}
+
+/// What the agent says of the first record of such a batch; `None` if no record has this form.
+fn check_record(pointer: &str, value: Value) -> Option<Result<(), String>> {
+    let batch = Batch::try_from(with(pointer, value)).ok()?;
+    let checked = record(batch.flows.first()?);
+    Some(checked.map_err(|invalid| invalid.to_string()))
+}
+
+/// A problem of a batch as one of its first record; `None` if it is none of a record.
+fn of_a_record(problem: &str) -> Option<String> {
+    let places = [
+        ("flows[0].", ""),
+        ("processes[0].", "process."),
+        ("ends[0].", "src."),
+        ("ends[1].", "dst."),
+    ];
+    places.iter().find_map(|(of_batch, of_record)| {
+        Some(format!("{of_record}{}", problem.strip_prefix(of_batch)?))
+    })
+}
+
+fn node_called(name: &str) -> Value {
+    json!({"address": "fd00::1", "node": {"name": name, "addresses": ["fd00::1"]}})
 }
 
 fn many_labels(count: usize) -> Value {
@@ -63,8 +93,15 @@ fn what_is_within_the_bounds_passes() {
         ("/ends/0/pod/name", json!("x".repeat(MAX_NAME))),
         ("/flows", json!([])),
         ("/losses", json!({})),
+        ("/ends/1", node_called("fd00::1")),
+        ("/ends/1", node_called("192.0.2.1")),
     ] {
-        assert_eq!(check(pointer, value), Ok(()), "{pointer}");
+        assert_eq!(check(pointer, value.clone()), Ok(()), "{pointer}");
+        let record = check_record(pointer, value);
+        assert!(
+            matches!(record, None | Some(Ok(()))),
+            "{pointer}: {record:?}"
+        );
     }
 }
 
@@ -176,6 +213,11 @@ fn what_is_not_is_named() {
             "ends[1].service.backends: 4097 entries, the limit is 4096",
         ),
         (
+            "/ends/1",
+            node_called("fd00::1::2"),
+            "ends[1].node.name: fd00::1::2 is not a name",
+        ),
+        (
             "/flows/0/port",
             json!(0),
             "flows[0].port: 0: the server's port is missing",
@@ -212,7 +254,12 @@ fn what_is_not_is_named() {
             "processes[0].container: is empty",
         ),
     ] {
-        assert_eq!(check(pointer, value), Err(problem.to_owned()), "{pointer}");
+        let said = check(pointer, value.clone());
+        assert_eq!(said, Err(problem.to_owned()), "{pointer}");
+        // A record that the agent passes does not make the generator refuse the batch.
+        if let Some(said) = check_record(pointer, value) {
+            assert_eq!(said.err(), of_a_record(problem), "{pointer}");
+        }
     }
 }
 
@@ -229,7 +276,7 @@ fn a_hello_is_fit_for_a_log() {
         instance: "5c3b8f3e-0d62-4a4e-8a38-6f6d0a3c1c11".to_owned(),
         node: "node-1".to_owned(),
         version: "0.1.0+abc".to_owned(),
-        resolve: flow::wire::Resolve::Both,
+        resolve: Resolve::Both,
         capabilities: Vec::new(),
         clock: None,
     };
