@@ -69,17 +69,19 @@ fn agents_read_the_probes_log_and_serve_it_as_a_plugin() {
     );
 }
 
-/// How far the log was read is on the node, and not in the pod: the next pod goes on from there.
+/// How far the log was read is on the node, and not in the pod: the next pod goes on from there. What was read is in the spool,
+/// which therefore is there as well.
 #[test]
-fn the_position_in_the_log_outlives_its_pod() {
+fn the_spool_and_the_position_in_the_log_outlive_their_pod() {
     let all = with("beside-scope");
     let template = all.agent();
     let args = Args::try_parse_from(words("microshield-agent", container(template))).unwrap();
-    let position = args.scope.position.unwrap();
-    let (on_the_node, read_only) = on_the_node(template, &position);
-    assert_eq!(on_the_node, "/var/lib/microshield-scope/position");
+    assert_eq!(args.scope.position, None, "it is in the spool's folder");
+    let spool = args.stream.spool.unwrap();
+    let (on_the_node, read_only) = on_the_node(template, &spool.join("0.spool"));
+    assert_eq!(on_the_node, "/var/lib/microshield/0.spool");
     assert!(!read_only);
-    let volume = volume_of(template, &position);
+    let volume = volume_of(template, &spool);
     assert_eq!(
         host_path(spec(template), volume).1,
         Some("DirectoryOrCreate")
