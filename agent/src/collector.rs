@@ -25,6 +25,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How often single connections are taken out meanwhile: at the default size of their ring some 150,000 a second have room.
 const SINGLES: Duration = Duration::from_millis(50);
 
+/// At least, however late a drain was: lines of the Scope probe's log that belong together may lie a drain apart, and not more.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// Drains that may fail one after the other, as for a shortage of memory that passes.
 const MAX_FAILURES: u32 = 5;
 
@@ -200,7 +203,7 @@ impl<C: Drain> Worker<C> {
             if self.reports.blocking_send(report).is_err() || stopping {
                 return Ok(());
             }
-            next = (next + INTERVAL).max(Instant::now());
+            next = (next + INTERVAL).max(Instant::now() + PAUSE);
         }
     }
 

@@ -3,13 +3,17 @@
 use std::io::{self, IsTerminal as _};
 
 use clap::ValueEnum;
+use tracing::{Level, level_filters::LevelFilter};
 use tracing_subscriber::{
-    EnvFilter, Layer as _, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer as _,
+    filter::{FilterExt as _, filter_fn},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
-/// Whatever is asked for: the WebSocket library traces its whole request, in which there is a token. The last word on a target
-/// counts, and no target is within this one.
-const SECRETS: &str = "tungstenite::handshake::client=debug";
+/// Whose traces are not for logs, whatever is asked for: the WebSocket library's whole request, in which there is a token.
+const SECRETS: &str = "tungstenite::handshake::client";
 
 /// What to log, and how.
 #[derive(Clone, Debug, clap::Args)]
@@ -66,7 +70,12 @@ impl LogArgs {
                 .with_writer(io::stderr)
                 .boxed(),
         };
-        let filter = EnvFilter::new(format!("{},{SECRETS}", self.log));
+        let no_secrets = filter_fn(|metadata| {
+            !metadata.target().starts_with(SECRETS) || *metadata.level() < Level::TRACE
+        });
+        // The hint is that it bounds nothing: without one, nobody would be spared what the other filter leaves out.
+        let no_secrets = no_secrets.with_max_level_hint(LevelFilter::TRACE);
+        let filter = EnvFilter::new(&self.log).and(no_secrets);
         let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
         if let Err(error) = subscriber.try_init() {
             tracing::debug!(%error, "somebody logs already");

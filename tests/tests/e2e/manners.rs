@@ -331,19 +331,20 @@ fn logs_for_programs() -> Result<()> {
 /// No flag says it: `MICROSHIELD_LOG` how much, `MICROSHIELD_LOG_FORMAT` how.
 fn logs_by_environment() -> Result<()> {
     let lab = lab()?;
+    let generator = Generator::start(&lab, &GeneratorOptions::default())?;
     std::fs::create_dir_all(lab.cgroup_root("node-1"))?;
     let logged = |variables: [&str; 2]| -> Result<Vec<String>> {
         let program = binary("microshield-agent")?.display().to_string();
         let words = [
             program,
-            "--stdout".to_owned(),
+            format!("--generator={}", generator.agents_url()),
             "--node-name=node-1".to_owned(),
             format!("--topology=file={}", lab.topology().display()),
             format!("--cgroup-root={}", lab.cgroup_root("node-1").display()),
         ];
         let words = variables.into_iter().map(str::to_owned).chain(words);
         let mut agent = lab.host().exec(Path::new("env"), words)?;
-        // What it says at first and at last is all there is: nothing happens.
+        // What it says at first, when it is connected, and at last is all there is: nothing happens.
         std::thread::sleep(START);
         ended_in_time(&mut agent)?;
         Ok(agent.stderr())
@@ -357,6 +358,10 @@ fn logs_by_environment() -> Result<()> {
         .collect::<Result<_>>()?;
     ensure!(
         lines.iter().any(|line| line["message"] == "capturing"),
+        "{lines:?}"
+    );
+    ensure!(
+        lines.iter().all(|line| line["level"] == "INFO"),
         "{lines:?}"
     );
     Ok(())

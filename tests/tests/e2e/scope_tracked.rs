@@ -26,8 +26,8 @@ const SETTLED: Duration = Duration::from_secs(5);
 /// By how many milliseconds lines about tracked connections come after those about sockets.
 const ORDERS: [(&str, i64); 3] = [
     ("both at once", 0),
-    ("tracked later", 300),
-    ("tracked sooner", -300),
+    ("tracked later", 200),
+    ("tracked sooner", -200),
 ];
 
 pub(crate) fn tests() -> Vec<Test> {

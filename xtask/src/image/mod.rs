@@ -1,8 +1,8 @@
 //! `cargo xtask image`: the programs' images, without a container engine.
 //!
 //! Of each program an OCI image layout is written (image-spec 1.1, `image-layout.md`): a folder that `skopeo copy --all
-//! oci:FOLDER:TAG docker://…`, `crane push` and other tools take to a registry. The same sources give the same bytes: times
-//! are `SOURCE_DATE_EPOCH` or 0, owners are 0, paths of the building machine are in nothing.
+//! oci:FOLDER:TAG docker://…`, `crane push` and other tools take to a registry. The same sources are to give the same
+//! bytes: times are `SOURCE_DATE_EPOCH` or 0, owners are 0, paths of the building machine are in nothing.
 
 mod layer;
 mod layout;

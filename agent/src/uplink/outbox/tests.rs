@@ -210,13 +210,13 @@ fn a_batch_that_is_too_long_is_divided_and_a_record_that_is_too_long_is_counted(
     };
     // By what a record may say none comes near to that; these are past the look that is taken at it.
     outbox.loose.widen(report(0, Vec::new()).window);
-    for client in 0..10 {
+    for client in 1..=10 {
         outbox.loose.add(long(client, 1 << 20));
     }
     outbox.loose.add(long(99, wire::MAX_MESSAGE_BYTES + 1));
     outbox.loose.add(FlowRecord {
         count: 0,
-        ..long(5, wire::MAX_MESSAGE_BYTES + 1)
+        ..long(0, wire::MAX_MESSAGE_BYTES + 1)
     });
     let (mut sent, mut lost) = (0, 0);
     while let Some(sealed) = outbox.seal().unwrap() {
@@ -256,7 +256,7 @@ fn a_record_that_is_out_of_bounds_costs_only_itself() {
     };
     assert_eq!(
         bounds::record(&odd).unwrap_err().to_string(),
-        "dst.labels: 300 entries, the limit is 256"
+        "dst.pod.labels: 300 entries, the limit is 256"
     );
     outbox.add(report(
         0,
@@ -285,6 +285,7 @@ fn a_loss_is_metered_once() {
         reports += 1;
     }
     assert_eq!(meter.lost("ring_full"), u64::from(reports) * 2);
+    outbox.identity().unwrap();
     let mut told = Losses::new();
     while let Some(sealed) = outbox.seal().unwrap() {
         let batch = batch(&sealed);
