@@ -16,13 +16,11 @@ fn main() -> io::Result<()> {
     let embedded = PathBuf::from(required("OUT_DIR")?).join("microshield.bpf.o");
 
     println!("cargo:rerun-if-changed=build.rs");
-    // A path that does not exist makes cargo run this again each time, which is what is wanted then.
-    println!("cargo:rerun-if-changed={}", built.display());
+    // Relative to the manifest, so that a copy of the workspace with its target folder looks at its own files. A path that does
+    // not exist makes cargo run this again each time, which is what is wanted then.
+    println!("cargo:rerun-if-changed=../target/bpf/microshield.bpf.o");
     for sources in ["agent-ebpf/src", "agent-common/src"] {
-        println!(
-            "cargo:rerun-if-changed={}",
-            workspace.join(sources).display()
-        );
+        println!("cargo:rerun-if-changed=../{sources}");
     }
 
     let object = match fs::read(&built) {

@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod address;
+pub mod insert;
 pub mod loss;
 pub mod offset;
 pub mod tcp;
@@ -34,6 +35,8 @@ pub mod name {
     pub const OVERFLOW: &str = "OVERFLOW";
     /// UDP sockets' peers.
     pub const PEERS: &str = "PEERS";
+    /// Until when peers may have been forgotten for want of room.
+    pub const PEERS_LACK_ROOM: &str = "PEERS_LACK_ROOM";
     /// Open connections by socket.
     pub const OPEN: &str = "OPEN";
     /// The ring buffer of what happens to single connections.

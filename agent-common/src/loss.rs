@@ -14,7 +14,8 @@ pub enum Loss {
     ConnectOwnersFull = 3,
     /// A listening process was not remembered: its flows may lack pid and name.
     ListenersFull = 4,
-    /// A datagram of an unknown peer was not looked at: the map of peers was full.
+    /// A datagram of an unknown peer was not counted: the map of peers was full, or had been, so that nobody knows which end
+    /// has spoken first.
     UdpPeersFull = 5,
     /// An address that a process named was not remembered, for the same reason: answers from behind a translation may look
     /// like a client's.

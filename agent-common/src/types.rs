@@ -196,6 +196,43 @@ pub struct PeerKey {
     pub padding: u32,
 }
 
+/// What is known of a UDP socket's conversation with a peer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// `CLOCK_MONOTONIC` in nanoseconds of the first datagram.
+    pub first_ns: u64,
+    /// The same of the latest.
+    pub last_ns: u64,
+    /// Which end spoke first: [`kind::CONNECTED`] for the socket's own, the client, [`kind::ACCEPTED`] for the peer.
+    pub kind: u8,
+    /// 1 if the other end has spoken since.
+    pub answered: u8,
+    /// 1 if the socket was connected to the peer when it met it: it takes datagrams from nobody else.
+    pub connected: u8,
+    /// Zero.
+    pub padding: [u8; 5],
+}
+
+impl Peer {
+    /// Whether both ends have spoken, and for longer than an exchange takes. Connection tracking draws the line at the same two
+    /// seconds (`nf_conntrack_udp_packet`).
+    #[must_use]
+    pub const fn is_stream(&self) -> bool {
+        self.answered != 0 && self.last_ns.saturating_sub(self.first_ns) > 2_000_000_000
+    }
+}
+
+/// What a UDP socket has been to peers that may not be known any more.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Roles {
+    /// 1 if somebody has spoken to it first.
+    pub served: u32,
+    /// 1 if it has spoken first while there was no room for peers.
+    pub called: u32,
+}
+
 /// One connection as one of its ends sees it: the key of what is counted already while what was open before is looked for.
 /// No two sockets of a network namespace have it at the same time.
 #[repr(C)]
@@ -258,6 +295,8 @@ const _: () = assert!(size_of::<Changes>() == 16 && align_of::<Changes>() == 8);
 const _: () = assert!(size_of::<Open>() == 48 && align_of::<Open>() == 8);
 const _: () = assert!(size_of::<ConnectionEvent>() == 104 && align_of::<ConnectionEvent>() == 8);
 const _: () = assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 8);
+const _: () = assert!(size_of::<Peer>() == 24 && align_of::<Peer>() == 8);
+const _: () = assert!(size_of::<Roles>() == 8 && align_of::<Roles>() == 4);
 const _: () = assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
 const _: () = assert!(size_of::<FlowValue>() == 48 && align_of::<FlowValue>() == 8);
 const _: () = assert!(size_of::<FlowEvent>() == 96 && align_of::<FlowEvent>() == 8);
@@ -275,7 +314,7 @@ mod pod {
     )]
     use super::{
         Changes, Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey,
-        OpenBefore, Owner, PeerKey,
+        OpenBefore, Owner, Peer, PeerKey,
     };
 
     // SAFETY: repr(C), any bit pattern is valid, and the sizes asserted above leave no hidden padding.
@@ -290,6 +329,8 @@ mod pod {
     unsafe impl aya::Pod for ListenerKey {}
     // SAFETY: as for FlowKey.
     unsafe impl aya::Pod for PeerKey {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for Peer {}
     // SAFETY: as for FlowKey.
     unsafe impl aya::Pod for ConnectionEvent {}
     // SAFETY: as for FlowKey.

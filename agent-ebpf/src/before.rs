@@ -8,6 +8,7 @@
 //! Connections that nobody has accepted yet are in no file: they are found in their listener's queue.
 
 use agent_common::{
+    insert::Inserted,
     loss::Loss,
     tcp::{LISTEN, is_open},
     types::{FlowEvent, OlderSocket, Owner, UDP_SILENCE_NS, kind},
@@ -224,13 +225,18 @@ fn remember_owner(socket: &FoundSocket, task: u64) {
         Some((same, 1)) if same == owner.socket => BPF_ANY,
         Some(_) => return,
     };
-    if LISTENERS.insert(&key, &owner, u64::from(flags)).is_err() {
-        count_loss(Loss::ListenersFull);
-    } else if present.is_none()
-        && let Some(found) = OPEN_BEFORE.get_ptr_mut(0)
-    {
-        // SAFETY: as in `socket_of`.
-        unsafe { (*found).listeners += 1 };
+    match Inserted::from(LISTENERS.insert(&key, &owner, u64::from(flags))) {
+        Inserted::New => {
+            if present.is_none()
+                && let Some(found) = OPEN_BEFORE.get_ptr_mut(0)
+            {
+                // SAFETY: as in `socket_of`.
+                unsafe { (*found).listeners += 1 };
+            }
+        }
+        // A hook has remembered a younger one since it was looked for.
+        Inserted::Present => {}
+        Inserted::NoRoom => count_loss(Loss::ListenersFull),
     }
 }
 

@@ -3,14 +3,15 @@
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use agent_common::{
+    insert::Inserted,
     loss::{LOSSES as LOSS_COUNT, Loss},
     types::{
         Changes, Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey,
-        OlderSocket, Open, OpenBefore, Owner, PeerKey,
+        OlderSocket, Open, OpenBefore, Owner, Peer, PeerKey, Roles,
     },
 };
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_NO_WAKEUP},
     btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
@@ -40,9 +41,9 @@ static ACTIVE_FLOWS: ArrayOfMaps<FlowMap, 1> = ArrayOfMaps::new();
 #[btf_map]
 static OVERFLOW: RingBuf<FlowEvent, { 1 << 20 }> = RingBuf::new();
 
-/// Socket → the process that called `connect`, from the call until it succeeds or fails. Only the programs use it; the
-/// size bounds the connects that are under way at once. When full, [`Loss::ConnectOwnersFull`] is counted and the flow
-/// takes the cgroup of the socket itself.
+/// Socket → the process that called `connect`, from the call until it succeeds or fails. Only the programs use it, and only
+/// where nothing leads from a socket to its cgroup; elsewhere it has one entry. The size bounds the connects that are under way
+/// at once. When full, [`Loss::ConnectOwnersFull`] is counted and the flow lacks cgroup, pid and name.
 #[btf_map]
 pub(crate) static CONNECT_OWNERS: HashMap<u64, Owner, 65_536> = HashMap::new();
 
@@ -67,14 +68,32 @@ pub(crate) static CROSSED: LruHashMap<u64, u8, 1_024> = LruHashMap::new();
 #[btf_map]
 pub(crate) static LISTENERS: HashMap<ListenerKey, Owner, 16_384> = HashMap::new();
 
-/// Socket and peer → `CLOCK_MONOTONIC` in nanoseconds of their latest datagram. Written by the UDP programs; the agent
-/// removes what is idle before there is no room. When full, [`Loss::UdpPeersFull`] is counted and the datagram passes unseen.
+/// Socket and peer → their conversation. Written by the UDP programs; the agent removes what is idle before there is no room
+/// (`agent::capture::peers`), and makes it four times as large as the map of flows. Few nodes have so many peers, so the
+/// memory for one, 128 bytes, is taken when it is met: programs for packets may do that, while those for tracepoints can
+/// deadlock the kernel by it before 6.1. When full, [`Loss::UdpPeersFull`] is counted and the datagram passes unseen.
 #[btf_map]
-pub(crate) static PEERS: HashMap<PeerKey, u64, FLOW_ENTRIES> = HashMap::new();
+pub(crate) static PEERS: HashMap<
+    PeerKey,
+    Peer,
+    { 4 * FLOW_ENTRIES },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+/// 0 → `CLOCK_MONOTONIC` in nanoseconds until which a peer that is not in [`PEERS`] may have spoken before all the same: there was no
+/// room for it, or the agent has made haste to make some. Written by both.
+#[btf_map]
+pub(crate) static PEERS_LACK_ROOM: Array<u64, 1> = Array::new();
+
+/// UDP socket → what it has been to its peers. Only the programs use it; an entry lives in its socket, and goes with it. Without
+/// memory for an entry the socket counts as a new one.
+#[btf_map]
+pub(crate) static UDP_ROLES: SkStorage<Roles> = SkStorage::new();
 
 /// UDP socket → the process that bound it. Only the programs use it; an entry lives in its socket, and goes with it.
 #[btf_map]
 pub(crate) static UDP_BINDERS: SkStorage<Owner> = SkStorage::new();
+
 type WitnessedMap = HashMap<Connection, u8, 65_536>;
 
 /// The connections that are counted already, by the hooks or by the iterator; the value says nothing. Only while the agent
@@ -182,7 +201,7 @@ fn insert_flow(flows: &FlowMap, key: &FlowKey, value: &FlowValue) {
     if flows.insert(key, value, u64::from(BPF_NOEXIST)).is_ok() {
         return;
     }
-    // Either another CPU has made the entry in the meantime, or the map is full.
+    // Either another CPU has made the entry in the meantime, or there is no room for it, see `Inserted`.
     if add_to_entry(flows, key, value.last_ns) {
         return;
     }
@@ -280,15 +299,13 @@ pub(crate) fn witness(connection: impl FnOnce() -> Connection) {
 /// Whether this connection has not been counted; from now on it is.
 #[inline(always)]
 pub(crate) fn is_first_witness(connection: &Connection) -> bool {
-    /// `EEXIST`.
-    const EXISTS: i32 = -17;
     let Some(witnessed) = ACTIVE_WITNESSED.get(0) else {
         return false;
     };
-    match witnessed.insert(connection, &0, u64::from(BPF_NOEXIST)) {
-        Ok(()) => true,
-        Err(EXISTS) => false,
-        Err(_) => {
+    match Inserted::from(witnessed.insert(connection, &0, u64::from(BPF_NOEXIST))) {
+        Inserted::New => true,
+        Inserted::Present => false,
+        Inserted::NoRoom => {
             count_loss(Loss::OpenBefore);
             false
         }

@@ -11,13 +11,18 @@
 //!
 //! One thing the packets do not tell: where rules of the socket's own network namespace translate the destination, as a
 //! node's do for its own processes, answers come from an address that nothing was sent to. A connected socket knows it, and
-//! takes datagrams from nobody else; of one that is not connected, what its process names in `sendmsg` is remembered too.
+//! takes datagrams from nobody else; of one that is not connected, what its process names in `sendmsg` is remembered too, until
+//! a datagram leaves to that very address.
+//!
+//! Where there is no room for a peer, it is not known later who has spoken first. What such a socket says to those who called
+//! it, or hears from those that it called, is then a loss, and never a conversation the other way round.
 
 use agent_common::{
     address::Address,
+    insert::Inserted,
     loss::Loss,
     tcp::ESTABLISHED,
-    types::{FlowKey, OlderSocket, Owner, PeerKey, kind},
+    types::{FlowKey, OlderSocket, Owner, Peer, PeerKey, Roles, UDP_SILENCE_NS, kind},
 };
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
@@ -32,7 +37,7 @@ use aya_ebpf::{
 
 use crate::{
     before::{TASK_COMM, TASK_TGID},
-    maps::{PEERS, UDP_BINDERS, UDP_OLDER, count_flow, count_loss},
+    maps::{PEERS, PEERS_LACK_ROOM, UDP_BINDERS, UDP_OLDER, UDP_ROLES, count_flow, count_loss},
     owner::{NOBODY, current_owner, now_ns},
     socket::follow,
 };
@@ -197,11 +202,33 @@ fn sent(ctx: &SkBuffContext) {
     let (local, remote) = (&local, &remote);
     let now = now_ns();
     let key = peer_key(cookie(ctx), remote, 0);
-    if !is_known(&key, now) && meet(&key, now) {
-        if older_kind(ctx, now) == Some(kind::ACCEPTED) {
-            count(ctx, local, remote, local.port, kind::ACCEPTED, now);
-        } else {
-            count(ctx, local, remote, remote.port, kind::CONNECTED, now);
+    if is_known(&key, now, kind::CONNECTED) {
+        return;
+    }
+    let is_answer = older_kind(ctx, now) == Some(kind::ACCEPTED);
+    let peer = if is_answer {
+        new_peer(now, kind::ACCEPTED, true, false)
+    } else {
+        new_peer(now, kind::CONNECTED, false, is_connected(ctx))
+    };
+    match meet(&key, &peer) {
+        Inserted::New => {
+            if peer.connected == 0 {
+                // Answers come from this very address. What is not there need not be removed.
+                let _removed = PEERS.remove(&PeerKey { named: 1, ..key });
+            }
+            if is_answer {
+                count(ctx, local, remote, local.port, kind::ACCEPTED, now);
+            } else if room_lacks(now) && !may_call(ctx) {
+                count_loss(Loss::UdpPeersFull);
+            } else {
+                count(ctx, local, remote, remote.port, kind::CONNECTED, now);
+            }
+        }
+        Inserted::Present => {}
+        Inserted::NoRoom => {
+            no_room(Loss::UdpPeersFull, now);
+            may_call(ctx);
         }
     }
 }
@@ -224,18 +251,38 @@ fn received(ctx: &SkBuffContext) {
     let (local, remote) = (&local, &remote);
     let now = now_ns();
     let socket = cookie(ctx);
-    if is_known(&peer_key(socket, remote, 0), now) || is_known(&peer_key(socket, remote, 1), now) {
+    let key = peer_key(socket, remote, 0);
+    if is_known(&key, now, kind::ACCEPTED)
+        || is_known(&PeerKey { named: 1, ..key }, now, kind::ACCEPTED)
+    {
         return;
     }
     let older = older_kind(ctx, now);
     if older.is_none() && is_connected(ctx) {
         return;
     }
-    if meet(&peer_key(socket, remote, 0), now) {
-        if older == Some(kind::CONNECTED) {
+    let is_answer = older == Some(kind::CONNECTED);
+    let kind = if is_answer {
+        kind::CONNECTED
+    } else {
+        kind::ACCEPTED
+    };
+    match meet(&key, &new_peer(now, kind, is_answer, false)) {
+        Inserted::New if is_answer => {
             count(ctx, local, remote, remote.port, CONNECTED_BEFORE, now);
-        } else {
-            count(ctx, local, remote, local.port, kind::ACCEPTED, now);
+        }
+        Inserted::New => {
+            let serves = may_serve(ctx);
+            if room_lacks(now) && !serves {
+                count_loss(Loss::UdpPeersFull);
+            } else {
+                count(ctx, local, remote, local.port, kind::ACCEPTED, now);
+            }
+        }
+        Inserted::Present => {}
+        Inserted::NoRoom => {
+            no_room(Loss::UdpPeersFull, now);
+            may_serve(ctx);
         }
     }
 }
@@ -276,9 +323,13 @@ fn name_peer(ctx: &SockAddrContext, address: Address) {
     // SAFETY: the helper takes the context of this program.
     let socket = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
     let now = now_ns();
-    let named = peer_key(socket, &remote, 1);
-    if !is_known(&peer_key(socket, &remote, 0), now) && !is_known(&named, now) {
-        let _new = meet(&named, now);
+    let key = peer_key(socket, &remote, 0);
+    let named = PeerKey { named: 1, ..key };
+    if !is_known(&key, now, kind::CONNECTED)
+        && !is_known(&named, now, kind::CONNECTED)
+        && meet(&named, &new_peer(now, kind::CONNECTED, false, false)) == Inserted::NoRoom
+    {
+        no_room(Loss::UdpNamesFull, now);
     }
 }
 
@@ -384,34 +435,112 @@ fn count(ctx: &SkBuffContext, local: &End, remote: &End, port: u16, kind: u8, no
     });
 }
 
-/// Whether this peer is known; it stays so for a while then.
+/// Whether this peer is known; it stays so for a while then. `speaker` is the end that speaks, as [`Peer::kind`] names it.
 #[inline(always)]
-fn is_known(key: &PeerKey, now: u64) -> bool {
-    let Some(last_ns) = PEERS.get_ptr_mut(key) else {
+fn is_known(key: &PeerKey, now: u64, speaker: u8) -> bool {
+    let Some(peer) = PEERS.get_ptr_mut(key) else {
         return false;
     };
     // SAFETY: an entry that the agent deletes at this moment may be another's when this is written: it is a time in any case,
-    // and at worst an idle peer stays known for longer.
-    unsafe { last_ns.write_volatile(now) };
+    // and at worst an idle peer stays known for longer, or not as long.
+    unsafe {
+        (&raw mut (*peer).last_ns).write_volatile(now);
+        if (&raw const (*peer).kind).read_volatile() != speaker {
+            (&raw mut (*peer).answered).write_volatile(1);
+        }
+    }
     true
 }
 
-/// Remembers a peer; `true` if it was not known, whichever CPU asks first.
 #[inline(always)]
-fn meet(key: &PeerKey, now: u64) -> bool {
-    const EEXIST: i32 = -17;
-    match PEERS.insert(key, &now, u64::from(BPF_NOEXIST)) {
-        Ok(()) => true,
-        Err(EEXIST) => false,
-        Err(_full) => {
-            count_loss(if key.named == 0 {
-                Loss::UdpPeersFull
-            } else {
-                Loss::UdpNamesFull
-            });
-            false
-        }
+fn new_peer(now: u64, kind: u8, is_answered: bool, is_connected: bool) -> Peer {
+    Peer {
+        first_ns: now,
+        last_ns: now,
+        kind,
+        answered: u8::from(is_answered),
+        connected: u8::from(is_connected),
+        padding: [0; 5],
     }
+}
+
+/// Remembers a peer; it is new to one CPU only, whichever asks first.
+#[inline(always)]
+fn meet(key: &PeerKey, peer: &Peer) -> Inserted {
+    PEERS.insert(key, peer, u64::from(BPF_NOEXIST)).into()
+}
+
+/// Counts that there is no room for a peer, and remembers it for as long as the peer would have been known.
+#[inline(always)]
+fn no_room(loss: Loss, now: u64) {
+    count_loss(loss);
+    if let Some(until_ns) = PEERS_LACK_ROOM.get_ptr_mut(0) {
+        // SAFETY: the entry of an array stays. CPUs that race, and the agent, write nearly the same.
+        unsafe { until_ns.write_volatile(now + UDP_SILENCE_NS) };
+    }
+}
+
+/// Whether a peer that is not known may be one that there was no room for.
+#[inline(always)]
+fn room_lacks(now: u64) -> bool {
+    PEERS_LACK_ROOM
+        .get_ptr(0)
+        // SAFETY: as in `no_room`.
+        .is_some_and(|until_ns| now < unsafe { until_ns.read_volatile() })
+}
+
+/// Whether what this socket says to a peer that is not known cannot be an answer; it counts as one that calls then. To be asked
+/// only where room lacks.
+#[inline(always)]
+fn may_call(ctx: &SkBuffContext) -> bool {
+    let Some(roles) = roles(ctx) else {
+        return true;
+    };
+    // SAFETY: storage lives as long as its socket. Nobody takes back what is written here.
+    unsafe {
+        let served = (&raw const (*roles).served).read_volatile() != 0;
+        if !served {
+            (&raw mut (*roles).called).write_volatile(1);
+        }
+        !served
+    }
+}
+
+/// Whether what a peer that is not known says to this socket cannot be an answer; it counts as one that serves then.
+#[inline(always)]
+fn may_serve(ctx: &SkBuffContext) -> bool {
+    let Some(roles) = roles(ctx) else {
+        return true;
+    };
+    // SAFETY: as in `may_call`.
+    unsafe {
+        let called = (&raw const (*roles).called).read_volatile() != 0;
+        if !called {
+            (&raw mut (*roles).served).write_volatile(1);
+        }
+        !called
+    }
+}
+
+/// What the socket of this datagram has been, to be changed.
+#[inline(always)]
+fn roles(ctx: &SkBuffContext) -> Option<*mut Roles> {
+    let socket = socket(ctx)?;
+    let mut new = Roles {
+        served: 0,
+        called: 0,
+    };
+    // SAFETY: map, socket and value are of the types that the helper wants; what it returns is checked before it is used.
+    let roles = unsafe {
+        bpf_sk_storage_get(
+            (&raw const UDP_ROLES).cast_mut().cast(),
+            socket.cast(),
+            (&raw mut new).cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+        .cast::<Roles>()
+    };
+    (!roles.is_null()).then_some(roles)
 }
 
 #[inline(always)]

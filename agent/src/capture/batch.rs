@@ -47,7 +47,8 @@ pub(super) fn take_all<K: Pod, V: Pod>(
     taken: &mut Vec<(K, V)>,
 ) -> io::Result<()> {
     walk(Command::LookUpAndDelete, map, |entries| {
-        taken.extend(entries)
+        taken.extend(entries);
+        Ok(())
     })
 }
 
@@ -61,14 +62,35 @@ pub(super) fn look_through<K: Pod, V: Pod>(
 ) -> io::Result<()> {
     walk(Command::LookUp, map, |entries| {
         entries.for_each(|(key, value)| visit(key, value));
+        Ok(())
     })
 }
 
-/// Deletes these keys; one that is not there is passed over.
+/// Deletes the entries of which this is true, and returns how many. Others may write meanwhile. It holds the entries of one
+/// call at a time: the walk goes from bucket to bucket, so what is deleted behind it does not disturb it.
 ///
 /// # Errors
-/// What the kernel says. Some of the keys are deleted then.
-pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
+/// What the kernel says. Some of the entries are deleted then.
+pub(super) fn delete_where<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    mut is_due: impl FnMut(&V) -> bool,
+) -> io::Result<usize> {
+    let (mut keys, mut deleted) = (Vec::new(), 0);
+    walk(Command::LookUp, map, |entries| {
+        keys.clear();
+        keys.extend(
+            entries
+                .filter(|(_, value)| is_due(value))
+                .map(|(key, _): (K, V)| key),
+        );
+        deleted += keys.len();
+        delete(map, &keys)
+    })?;
+    Ok(deleted)
+}
+
+/// Deletes these keys; one that is not there is passed over.
+fn delete<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
     while !keys.is_empty() {
         let mut attr = BatchAttr {
             in_batch: 0,
@@ -97,7 +119,7 @@ pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<
 fn walk<K: Pod, V: Pod>(
     command: Command,
     map: BorrowedFd<'_>,
-    mut take: impl FnMut(std::iter::Zip<std::vec::IntoIter<K>, std::vec::IntoIter<V>>),
+    mut take: impl FnMut(std::iter::Zip<std::vec::IntoIter<K>, std::vec::IntoIter<V>>) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut capacity = FIRST_CAPACITY;
     // The position in the map, opaque to user space; a hash map uses 4 bytes of it.
@@ -137,7 +159,7 @@ fn walk<K: Pod, V: Pod>(
             keys.set_len(count);
             values.set_len(count);
         }
-        take(keys.into_iter().zip(values));
+        take(keys.into_iter().zip(values))?;
         if finished {
             return Ok(());
         }

@@ -16,6 +16,7 @@ use super::{
     Error, Mode, Options, before,
     object::embedded_object,
     offsets::{KERNEL_BTF, Offsets},
+    peers,
 };
 
 const CATEGORY: &str = "sock";
@@ -131,9 +132,10 @@ pub(super) fn load(options: &Options) -> Result<Loaded, Error> {
         .btf(None)
         .map_max_entries(name::OVERFLOW, options.ring_bytes);
     loader.map_max_entries(name::WITNESSED, before::witnesses());
-    for map in name::FLOWS.into_iter().chain([name::PEERS]) {
+    for map in name::FLOWS {
         loader.map_max_entries(map, options.map_entries);
     }
+    loader.map_max_entries(name::PEERS, peers::capacity(options.map_entries));
     let (open, connections) = match options.mode {
         Mode::Flows => (1, 4096),
         Mode::Connections => (options.map_entries, options.ring_bytes),

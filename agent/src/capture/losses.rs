@@ -29,21 +29,60 @@ impl LossCounters {
         }
     }
 
+    /// # Errors
+    /// If a counter cannot be read. What it and the others have counted is then in the next look's.
     pub(super) fn since_last(&mut self) -> Result<Losses, MapError> {
-        let mut losses = Losses::new();
-        for loss in Loss::ALL {
-            let total: u64 = self.map.get(&(loss as u32), 0)?.iter().sum();
-            let seen = &mut self.seen[loss as usize];
-            let added = total.saturating_sub(*seen);
-            *seen = total;
-            if added > 0 {
-                losses.insert(loss.name().to_owned(), added);
-            }
+        let (map, skipped) = (&self.map, &mut self.skipped);
+        added(
+            &mut self.seen,
+            |loss| Ok(map.get(&(loss as u32), 0)?.iter().sum()),
+            || skipped.since_last(),
+        )
+    }
+}
+
+/// What `total` has grown by beyond `seen`, which follows once everything is read; and what was skipped.
+fn added<E>(
+    seen: &mut [u64; LOSSES as usize],
+    total: impl Fn(Loss) -> Result<u64, E>,
+    skipped: impl FnOnce() -> Result<u64, E>,
+) -> Result<Losses, E> {
+    let mut totals = *seen;
+    let mut losses = Losses::new();
+    for loss in Loss::ALL {
+        let index = loss as usize;
+        totals[index] = total(loss)?;
+        let added = totals[index].saturating_sub(seen[index]);
+        if added > 0 {
+            losses.insert(loss.name().to_owned(), added);
         }
-        let skipped = self.skipped.since_last()?;
-        if skipped > 0 {
-            losses.insert(RUNS_SKIPPED.to_owned(), skipped);
-        }
-        Ok(losses)
+    }
+    // It forgets what it has told, so it comes last.
+    let skipped = skipped()?;
+    if skipped > 0 {
+        losses.insert(RUNS_SKIPPED.to_owned(), skipped);
+    }
+    *seen = totals;
+    Ok(losses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_told_is_told_next_time() {
+        let mut seen = [0; LOSSES as usize];
+        let total = |loss| Ok(u64::from(loss == Loss::FlowsAndRingFull) * 5);
+        let unreadable = |loss| match loss {
+            Loss::UdpPeersFull => Err(()),
+            _ => total(loss),
+        };
+        assert_eq!(added(&mut seen, unreadable, || Ok(0)), Err(()));
+        assert_eq!(added(&mut seen, total, || Err(())), Err(()));
+        let told = [("flows_and_ring_full", 5), (RUNS_SKIPPED, 2)];
+        let told = told.map(|(reason, count)| (reason.to_owned(), count));
+        assert_eq!(added(&mut seen, total, || Ok(2)), Ok(Losses::from(told)));
+        assert_eq!(added(&mut seen, total, || Ok(0)), Ok(Losses::new()));
     }
 }

@@ -30,7 +30,7 @@ use agent_common::{
 };
 use aya::{
     Ebpf,
-    maps::{ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf},
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
 use flow::{
     record::{Connection, ConnectionEvent, Outcome, Protocol},
@@ -266,7 +266,9 @@ impl Capture {
         let peers = match attached {
             Ok(()) => {
                 let map = descriptor(&take(&mut ebpf, name::PEERS)?, name::PEERS)?;
-                Some(Peers::new(map, options.map_entries))
+                let lack = Array::try_from(take(&mut ebpf, name::PEERS_LACK_ROOM)?)
+                    .map_err(map_error(name::PEERS_LACK_ROOM))?;
+                Some(Peers::new(map, lack, options.map_entries))
             }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
@@ -336,9 +338,7 @@ impl Capture {
         self.drain_overflow();
         self.take_events(if last { usize::MAX } else { PORTIONS * PORTION });
         if let Some(peers) = &mut self.peers {
-            peers
-                .forget_silent(clock.monotonic_ns())
-                .map_err(Error::Peers)?;
+            peers.forget_silent(clock.monotonic_ns())?;
         }
         if let Some(messages) = &mut self.messages {
             messages.flush();

@@ -79,6 +79,8 @@ pub(super) struct Counts {
     pub(super) alone: u64,
     /// Of connections that the node passes on.
     pub(super) passed_on: u64,
+    /// Of connections that were only tracked, and that there was no room for.
+    pub(super) left_out: u64,
 }
 
 /// Merges.
@@ -128,6 +130,7 @@ impl Merger {
             }
             self.queue.add(since, groups.into_sightings());
         }
+        counts.left_out = self.pairs.take_left_out();
         // No line about their sockets has come.
         let is_due = |since| round.is_last || round.number >= since + ROUNDS;
         for (since, tracked) in self.pairs.take(is_due) {

@@ -204,6 +204,7 @@ impl ScopeLog {
         self.meter.count("counted_before", counts.covered);
         self.meter.count("probe_only", counts.alone);
         self.meter.count("passed_on", counts.passed_on);
+        self.meter.count("left_out", counts.left_out);
         if let Some(keeper) = &self.keeper {
             let boot = self.boot.clone();
             let (counted, files) = (self.merger.counted(), self.follower.places());

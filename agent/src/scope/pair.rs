@@ -9,8 +9,8 @@ use super::{
     told::{Socket, Told, Tracked},
 };
 
-/// Connections that may wait for a line about their socket; what comes when there are as many is left out: it says nothing that
-/// such a line, or the kernel programs, do not say.
+/// Connections that may wait for a line about their socket. What comes when there are as many is left out, and counted: unless
+/// such a line comes, or the kernel programs were there, nobody else tells of it.
 const MAX_TRACKED: usize = 65_536;
 
 /// Clients that are remembered twice over, to know what was tracked for one whose own line was read.
@@ -31,6 +31,8 @@ pub(super) struct Pairs {
     sockets: Lately<SocketAddr>,
     /// Of what was tracked and placed without such a line.
     placed: Lately<[SocketAddr; 2]>,
+    /// What there was no room for, and is not told yet.
+    left_out: u64,
 }
 
 /// A line about a socket.
@@ -111,6 +113,11 @@ impl Pairs {
             .collect()
     }
 
+    /// How many there was no room for since this was last asked.
+    pub(super) fn take_left_out(&mut self) -> u64 {
+        std::mem::take(&mut self.left_out)
+    }
+
     /// The earliest drain of which something waits.
     pub(super) fn oldest(&self) -> Option<u64> {
         let waiting = self.tracked.values().chain(&self.displaced);
@@ -146,6 +153,7 @@ impl Pairs {
 
     fn keep(&mut self, round: u64, tracked: Tracked) {
         if self.tracked.len() + self.displaced.len() >= MAX_TRACKED {
+            self.left_out += 1;
             return;
         }
         let ends = (tracked.called, tracked.server);
@@ -245,6 +253,11 @@ mod tests {
         }
         let due = pairs.take(|_| true);
         assert_eq!(due.len(), MAX_TRACKED);
+        let left_out = (MAX_TRACKED * 3 / 4 * 2 - MAX_TRACKED) as u64;
+        assert_eq!(
+            (pairs.take_left_out(), pairs.take_left_out()),
+            (left_out, 0)
+        );
         let again = pairs.take(|_| true);
         assert_eq!((again.len(), pairs.oldest()), (0, None));
         // There is room again.

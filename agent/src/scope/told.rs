@@ -2,9 +2,11 @@
 //!
 //! A line has two times. The kernel's, in `CLOCK_MONOTONIC`, is the one by which the kernel programs count too, so between a
 //! line and a count of one boot there is no difference of clocks. The other is when the line was written, by the clock of who
-//! wrote it. It tells boots apart; and it is all there is of what the node tracked.
+//! wrote it. It tells boots apart; and it is all there is of what the node tracked. Where the machine has slept since, it is
+//! also what dates a line that was found in the log: the kernel's clock stands still meanwhile, so what it stamped lies that much
+//! further back.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use flow::{
     record::Direction,
@@ -80,7 +82,7 @@ pub struct Process {
 pub(super) struct Moment {
     /// The host's name, if it can be one.
     pub(super) host: Option<Arc<str>>,
-    /// By our clock if it was since the boot; else by the log's.
+    /// By our clock if it was since the boot, and as far as a clock that stands still in sleep can tell; else by the log's.
     pub(super) time: Timestamp,
     pub(super) boot: Boot,
 }
@@ -161,12 +163,21 @@ impl Reader {
         Moment {
             host: self.host.clone(),
             time: match boot {
-                Boot::This(when) => clock.at(when.ns),
+                Boot::This(when) if is_live => clock.at(when.ns),
+                Boot::This(when) => dated(connection.time, when.ns, clock),
                 Boot::Earlier(_) => connection.time,
             },
             boot,
         }
     }
+}
+
+/// The time of day at which the kernel's clock showed `ns`: the written one, between the times at which all sleep since the boot
+/// had come before and at which it was still to come. Without sleep these are the same, whatever the log's clock says.
+fn dated(written: Timestamp, ns: u64, clock: &Clock) -> Timestamp {
+    let latest = clock.at(ns);
+    let earliest = latest.saturating_sub(Duration::from_nanos(clock.slept_ns()));
+    written.clamp(earliest, latest)
 }
 
 fn boot(
@@ -176,7 +187,7 @@ fn boot(
     is_live: bool,
 ) -> Boot {
     let (now_ns, now) = (clock.monotonic_ns(), clock.now().as_nanos());
-    let booted = now.saturating_sub(now_ns);
+    let booted = clock.booted().as_nanos();
     if !is_live && written.as_nanos() < booted.saturating_sub(BOOT_NS) {
         return Boot::Earlier(kernel.map(|(ns, _)| ns));
     }
@@ -236,10 +247,14 @@ mod tests {
     }
 
     fn told(record: &str, now: i64, is_live: bool) -> Told {
+        told_at(record, &clock(now), is_live)
+    }
+
+    fn told_at(record: &str, clock: &Clock, is_live: bool) -> Told {
         let line = format!("<probe> INFO: 2022/08/18 03:24:11.0 [CONN] {record}");
         let mut parser = Parser::new(Ends::Both);
         let connection = parser.parse(line.as_bytes()).unwrap().unwrap();
-        Reader::default().read(&connection, &clock(now), is_live)
+        Reader::default().read(&connection, clock, is_live)
     }
 
     fn boot_of(record: &str, now: i64, is_live: bool) -> Boot {
@@ -271,6 +286,46 @@ mod tests {
         assert_eq!(boot_of(&connect(990), 5_000, false), earlier);
         let longer = Boot::Earlier(Some(2_000 * SECOND));
         assert_eq!(boot_of(&connect(2_000), 10, false), longer);
+    }
+
+    #[test]
+    fn lines_from_before_a_sleep_are_dated_when_they_were_written() {
+        const HOUR: i64 = 3_600;
+        // What the kernel stamped ten seconds before its clock's now, or did not stamp, read so many seconds after it was
+        // written, on a machine that has slept so long: how long after it was written it is dated.
+        for (kernel_s, now, slept, is_live, wanted) in [
+            (990, HOUR + 10, HOUR, false, 0),
+            (0, HOUR + 10, HOUR, false, 0),
+            // No earlier than the boot.
+            (0, HOUR + 1_010, HOUR, false, 10),
+            // The sleep came before.
+            (990, 10, HOUR, false, 0),
+            // The log's clock is behind, and ahead.
+            (990, HOUR + 500, HOUR, false, 490),
+            (990, -300, HOUR, false, -310),
+            (990, 300, 0, false, 290),
+            // It was written just now.
+            (990, HOUR, HOUR, true, HOUR - 10),
+        ] {
+            let clock = clock(now).after_sleep(slept.unsigned_abs() * SECOND);
+            let Told::Socket(socket) = told_at(&connect(kernel_s), &clock, is_live) else {
+                panic!("no socket");
+            };
+            let Boot::This(when) = socket.at.boot else {
+                panic!("another boot: {kernel_s} {now}");
+            };
+            if kernel_s > 0 {
+                assert_eq!(when.ns, kernel_s * SECOND);
+            }
+            let dated = NOON.saturating_add_signed(wanted * 1_000_000_000);
+            assert_eq!(socket.at.time, Timestamp::from_nanos(dated), "{now}");
+        }
+        // Before the boot, which is an hour and 1,000 seconds ago.
+        let clock = clock(3 * HOUR).after_sleep(3_600 * SECOND);
+        let Told::Socket(socket) = told_at(&connect(990), &clock, false) else {
+            panic!("no socket");
+        };
+        assert_eq!(socket.at.boot, Boot::Earlier(Some(990 * SECOND)));
     }
 
     #[test]

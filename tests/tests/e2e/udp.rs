@@ -26,7 +26,7 @@ pub(crate) fn tests() -> Vec<Test> {
 
 type Check = fn() -> Result<()>;
 
-const CASES: [(&str, Check); 14] = [
+const CASES: [(&str, Check); 17] = [
     ("resolvers", resolvers),
     ("resolvers_without_types", resolvers_without_types),
     ("a_service_address", a_service_address),
@@ -47,7 +47,16 @@ const CASES: [(&str, Check); 14] = [
     ("whose_sockets_without_types", whose_sockets_without_types),
     ("a_full_map_is_counted", a_full_map_is_counted),
     ("the_silent_make_room", the_silent_make_room),
+    ("a_late_answer_in_a_crowd", a_late_answer_in_a_crowd),
+    (
+        "what_found_no_room_is_not_turned_round",
+        what_found_no_room_is_not_turned_round,
+    ),
+    ("one_name_one_peer", one_name_one_peer),
 ];
+
+/// An agent with room for 128 peers, which is four times as much.
+const CROWDED: [&str; 2] = ["--map-entries", "32"];
 
 /// The two families, by the index of an address; and IPv4 spoken on an IPv6 socket.
 const V4: usize = 0;
@@ -364,7 +373,7 @@ fn owners_of_sockets(mut stage: Stage) -> Result<()> {
 /// Conversations that there was no room for are counted, neither more nor fewer.
 fn a_full_map_is_counted() -> Result<()> {
     const MADE: u64 = 400;
-    let mut stage = Stage::build(|options| options.arg("--map-entries", "32"))?;
+    let mut stage = Stage::build(|options| options.arg(CROWDED[0], CROWDED[1]))?;
     stage.starts("one", &steps!["udp sink 0.0.0.0:8125"; "ready"; "stay"])?;
     let sink = stage.at("one", V4, 8125)?;
     // Connected sockets, and then one that names the address with each datagram.
@@ -384,20 +393,88 @@ fn a_full_map_is_counted() -> Result<()> {
     Ok(())
 }
 
-/// In a map that is more than half full, peers are forgotten after seconds: what comes then from the same ports is a
-/// conversation of its own, and finds room.
+/// In a map that is nearly full, peers whose question was answered are forgotten after seconds: what comes then from the same
+/// ports is a conversation of its own, and finds room.
 fn the_silent_make_room() -> Result<()> {
-    let mut stage = Stage::build(|options| options.arg("--map-entries", "32"))?;
-    stage.starts("one", &steps!["udp sink 0.0.0.0:8125"; "ready"; "stay"])?;
-    let sink = stage.at("one", V4, 8125)?;
+    let mut stage = Stage::build(|options| options.arg(CROWDED[0], CROWDED[1]))?;
+    stage.serves("one", 7)?;
+    let server = stage.at("one", V4, 7)?;
     stage.plays(
         "client",
-        &steps!["burst 12 {sink}"; "pause 9000"; "burst 12 {sink}"],
+        &steps!["asks 60 {server}"; "pause 11000"; "asks 60 {server}"],
     )?;
-    let mut capture = stage.ends()?;
-    // The map of listeners is as small, and the agent sees those of everybody on this machine.
+    let capture = without_listeners(stage.ends()?);
+    expect(&[capture], both([("client", "one UDP 7", 120)]))
+}
+
+/// Whoever waits for an answer is known for longer than seconds, also in a map that is nearly full: the answer makes the server
+/// no client.
+fn a_late_answer_in_a_crowd() -> Result<()> {
+    let mut stage = Stage::build(|options| options.arg(CROWDED[0], CROWDED[1]))?;
+    let client = stage.at("client", V4, 4000)?;
+    let slow = stage.at("one", V4, 53)?;
+    let sink = stage.at("two", V4, 8125)?;
+    stage.starts(
+        "one",
+        &steps!["udp a 0.0.0.0:53"; "ready"; "recv a"; "pause 8500"; "sendto a {client}"; "stay"],
+    )?;
+    stage.starts("two", &steps!["udp sink 0.0.0.0:8125"; "ready"; "stay"])?;
+    stage.plays(
+        "client",
+        &steps!["udp a 0.0.0.0:4000"; "sendto a {slow}"; "burst 55 {sink}"; "recv a"; "pause 100"],
+    )?;
+    let wanted = both([("client", "one UDP 53", 1), ("client", "two UDP 8125", 55)]);
+    expect(&[without_listeners(stage.ends()?)], wanted)
+}
+
+/// A question that there was no room for, whose answer finds some: it is lost at both ends, and none of them is what it is not.
+fn what_found_no_room_is_not_turned_round() -> Result<()> {
+    let mut stage = Stage::build(|options| options.arg(CROWDED[0], CROWDED[1]))?;
+    let client = stage.at("client", V4, 4000)?;
+    let slow = stage.at("one", V4, 53)?;
+    stage.starts(
+        "one",
+        &steps!["udp a 0.0.0.0:53"; "ready"; "recv a"; "pause 8500"; "sendto a {client}"; "stay"],
+    )?;
+    stage.serves("two", 7)?;
+    let server = stage.at("two", V4, 7)?;
+    stage.plays(
+        "client",
+        &steps!["asks 70 {server}"; "udp a 0.0.0.0:4000"; "sendto a {slow}"; "recv a"; "asks 8 {server}"],
+    )?;
+    let capture = stage.ends()?;
+    let lost = |reason: &str| capture.losses.get(reason).copied().unwrap_or(0);
+    // The question at both ends, and the answer at both.
+    ensure!(
+        lost("udp_peers_full") >= 4 && lost("udp_names_full") >= 1,
+        "{:?}",
+        capture.losses
+    );
+    let seen = lab::truth::edges(&capture.records);
+    let right = both([("client", "two UDP 7", 0)]);
+    ensure!(seen.keys().eq(right.keys()), "{seen:?}");
+    Ok(())
+}
+
+/// Where nothing is translated, what a process names and where its datagram goes is one peer: each of these questions from a
+/// socket that is not connected takes one place at either end, so there is room for all.
+fn one_name_one_peer() -> Result<()> {
+    let mut stage = Stage::build(|options| options.arg(CROWDED[0], CROWDED[1]))?;
+    stage.serves("one", 53)?;
+    let server = stage.at("one", V4, 53)?;
+    let mut steps = Vec::new();
+    for _ in 0..60 {
+        steps.extend(steps!["udp a 0.0.0.0:0"; "sendto a {server}"; "recv a"]);
+    }
+    stage.plays("client", &steps)?;
+    let capture = without_listeners(stage.ends()?);
+    expect(&[capture], both([("client", "one UDP 53", 60)]))
+}
+
+/// The map of listeners is as small, and the agent sees those of everybody on this machine.
+fn without_listeners(mut capture: Capture) -> Capture {
     capture.losses.remove("listeners_full");
-    expect(&[capture], both([("client", "one UDP 8125", 24)]))
+    capture
 }
 
 /// The agent says so, and goes on with TCP.

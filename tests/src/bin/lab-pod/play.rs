@@ -79,6 +79,8 @@ enum Step {
     Pause(u64),
     /// `burst COUNT ADDRESS`: so many datagrams, each from a connected socket of its own, with a port of its own.
     Burst(usize, SocketAddr),
+    /// `asks COUNT ADDRESS`: the same, each closed when its answer is there.
+    Asks(usize, SocketAddr),
     /// `ports FIRST LAST ADDRESS`: a TCP connection from each of these ports, one after the other.
     Ports(u16, u16, SocketAddr),
     /// `await FILE`: until it is there.
@@ -121,6 +123,7 @@ impl FromStr for Step {
             ["abort", socket] => Self::Abort(name(socket)),
             ["pause", milliseconds] => Self::Pause(milliseconds.parse()?),
             ["burst", count, address] => Self::Burst(count.parse()?, address.parse()?),
+            ["asks", count, address] => Self::Asks(count.parse()?, address.parse()?),
             ["ports", first, last, address] => {
                 Self::Ports(first.parse()?, last.parse()?, address.parse()?)
             }
@@ -220,7 +223,11 @@ fn take(step: &Step, sockets: &mut HashMap<String, Socket>) -> Result<()> {
             }
         }
         Step::Pause(milliseconds) => thread::sleep(Duration::from_millis(*milliseconds)),
-        Step::Burst(count, address) => burst(*count, *address)?,
+        Step::Burst(count, address) => burst(*count, *address, |_| Ok(()))?,
+        Step::Asks(count, address) => burst(*count, *address, |socket| {
+            socket.set_read_timeout(Some(patience()))?;
+            socket.recv(&mut [MaybeUninit::uninit()]).map(drop)
+        })?,
         Step::Ports(first, last, address) => {
             for port in *first..=*last {
                 let any = SocketAddr::new(any(address.ip()), port);
@@ -270,7 +277,11 @@ fn any(address: IpAddr) -> IpAddr {
 }
 
 /// A socket for each datagram, as resolvers do it.
-fn burst(count: usize, address: SocketAddr) -> io::Result<()> {
+fn burst(
+    count: usize,
+    address: SocketAddr,
+    then: impl Fn(&Socket) -> io::Result<()>,
+) -> io::Result<()> {
     for port in (20_000..).take(count) {
         let socket = Socket::new(
             Domain::for_address(address),
@@ -281,6 +292,7 @@ fn burst(count: usize, address: SocketAddr) -> io::Result<()> {
         socket.bind(&SocketAddr::new(any(address.ip()), port).into())?;
         socket.connect(&address.into())?;
         socket.send(b"?")?;
+        then(&socket)?;
     }
     Ok(())
 }
