@@ -4,7 +4,7 @@
 #     certificates.sh FOLDER
 #
 # writes FOLDER/agent, FOLDER/generator and, for people who read, FOLDER/reader, each with ca.crt, tls.crt and tls.key, and
-# prints the commands that make the Secrets of the first two. It needs openssl and nothing else. Run again, it makes new certificates by the same authority; with FOLDER
+# prints the commands that make or renew the Secrets of the first two. It needs openssl and nothing else. Run again, it makes new certificates by the same authority; with FOLDER
 # gone, everything has to be replaced at once.
 set -eu
 umask 077
@@ -47,6 +47,7 @@ issue reader clientAuth "DNS:microshield-reader"
 for part in agent generator; do
     cat <<END
 kubectl -n $namespace create secret generic microshield-$part-tls --type=kubernetes.io/tls \\
-    --from-file=$folder/$part/ca.crt --from-file=$folder/$part/tls.crt --from-file=$folder/$part/tls.key
+    --from-file=$folder/$part/ca.crt --from-file=$folder/$part/tls.crt --from-file=$folder/$part/tls.key \\
+    --dry-run=client -o yaml | kubectl apply -f -
 END
 done

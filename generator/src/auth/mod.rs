@@ -52,6 +52,9 @@ pub enum RulesError {
         "{0} can be reached from other machines: give --token-file, --token-audience or --client-ca, or say --insecure"
     )]
     Open(SocketAddr),
+    /// By a token of both, nobody could say whether it is to report or to read.
+    #[error("{0} is --agent-account and --reader-account: who may report may not read")]
+    OneAccount(Account),
     /// A token file is unusable.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -109,6 +112,11 @@ impl Rules {
         let asks = self.tokens.is_some() || self.review.is_some() || client_ca;
         if !asks && !self.insecure && !listen.ip().is_loopback() {
             return Err(RulesError::Open(listen));
+        }
+        if let Some(review) = &self.review
+            && review.readers.as_ref() == Some(&review.agents)
+        {
+            return Err(RulesError::OneAccount(review.agents.clone()));
         }
         for file in [&self.tokens, &self.read_tokens].into_iter().flatten() {
             file.read()?;

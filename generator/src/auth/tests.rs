@@ -104,6 +104,26 @@ async fn who_guards_reporting_does_not_leave_reading_open() {
     );
 }
 
+/// All agents would be readers.
+#[tokio::test]
+async fn agents_and_readers_are_two_accounts() {
+    let account: Account = "microshield/microshield-agent".parse().unwrap();
+    let rules = Rules {
+        review: Some(Review {
+            access: Access::default(),
+            audience: "microshield".to_owned(),
+            agents: account.clone(),
+            readers: Some(account),
+        }),
+        ..Rules::default()
+    };
+    let refused = gate(&rules, LOOPBACK).await;
+    assert!(
+        matches!(refused, Err(RulesError::OneAccount(_))),
+        "{refused:?}"
+    );
+}
+
 #[test]
 fn accounts() {
     let account: Account = "microshield/microshield-agent".parse().unwrap();

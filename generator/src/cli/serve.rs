@@ -1,6 +1,6 @@
 //! `microshield serve`: agents in, the ledger and a folder of policies out.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use flow::{
@@ -50,7 +50,7 @@ pub(super) struct Args {
     )]
     output: Option<PathBuf>,
 
-    /// Write no policies as long as the ledger says that observations were lost, by any agent or reason
+    /// Leave the policies as they are as long as the ledger says that observations were lost, by any agent or reason
     #[arg(long, env = "MICROSHIELD_STRICT", requires = "output")]
     strict: bool,
 
@@ -81,7 +81,7 @@ pub(super) struct Args {
 
     /// Forget what was not seen for so long, such as 30d or 12h; without it, nothing is forgotten
     ///
-    /// A rule goes with the last observation that asks for it.
+    /// A rule goes with the last observation that asks for it. While no agent reports, nothing becomes older.
     #[arg(long, value_name = "TIME", env = "MICROSHIELD_RETAIN", value_parser = span)]
     retain: Option<Duration>,
 
@@ -262,17 +262,23 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()
         .context("cannot start the runtime")
         .map_err(Failure::other)?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         // Installed before anything is announced: whoever waits for `listening` may stop us right after it.
         let shutdown = shutdown_signal()
             .context("cannot listen for signals")
             .map_err(Failure::other)?;
-        // What cannot even be started was asked for wrongly.
-        let generator = serve::Generator::start(config)
-            .await
-            .map_err(Failure::input)?;
+        let mut shutdown = pin!(shutdown);
+        let generator = tokio::select! {
+            // What cannot even be started was asked for wrongly.
+            started = serve::Generator::start(config) => started.map_err(Failure::input)?,
+            // A large ledger takes its time to be loaded and shown, and nobody is served yet.
+            () = &mut shutdown => return Ok(()),
+        };
         generator.run(shutdown).await.map_err(Failure::other)
-    })
+    });
+    // The policy folder may still be written, and is whole at any time.
+    runtime.shutdown_background();
+    served
 }
 
 /// A span of time: a number and its unit.

@@ -10,6 +10,7 @@
 use std::{convert::Infallible, sync::OnceLock, time::Duration};
 
 use flow::{
+    source::View,
     transport::Secret,
     wire::{AGENTS_PATH, SUBPROTOCOL},
 };
@@ -66,6 +67,8 @@ pub struct Desk {
     pub meter: Meter,
     /// Who knows how things are.
     pub status: mpsc::Sender<StatusRequest>,
+    /// What is known of the cluster, if anything.
+    pub topology: Option<View>,
     /// Who hands out the ledger.
     pub exports: Exports,
     /// The way to the keeper of the ledger.
@@ -136,7 +139,7 @@ async fn answer(
     match (request.uri().path(), request.method()) {
         (AGENTS_PATH, _) => agents(request, accepted, desk).await,
         ("/healthz", &Method::GET) => alive(),
-        ("/readyz", &Method::GET) => ready(desk).await,
+        ("/readyz", &Method::GET) => ready(desk),
         ("/metrics", &Method::GET) => match read(&request, desk).await {
             Ok(status) => counted(desk, &status),
             Err(response) => *response,
@@ -159,7 +162,7 @@ async fn answer(
 pub(super) async fn watched(request: &Request<Incoming>, desk: &Desk) -> Response<String> {
     match (request.uri().path(), request.method()) {
         ("/healthz", &Method::GET) => alive(),
-        ("/readyz", &Method::GET) => ready(desk).await,
+        ("/readyz", &Method::GET) => ready(desk),
         ("/metrics", &Method::GET) => match status(desk).await {
             Some(status) => counted(desk, &status),
             None => stopping(),
@@ -175,16 +178,17 @@ fn alive() -> Response<String> {
     respond(StatusCode::OK, TEXT, "ok\n".to_owned())
 }
 
-async fn ready(desk: &Desk) -> Response<String> {
-    match status(desk).await {
-        Some(status) if status.topology.is_none_or(|topology| topology.ready) => {
-            respond(StatusCode::OK, TEXT, "ready\n".to_owned())
-        }
-        Some(_) => refuse(
+/// The keeper is not asked: it may be at work for longer than kubelet waits.
+fn ready(desk: &Desk) -> Response<String> {
+    if desk.status.is_closed() {
+        return stopping();
+    }
+    match &desk.topology {
+        Some(view) if !view.is_ready() => refuse(
             StatusCode::SERVICE_UNAVAILABLE,
             "The cluster's objects are not known yet.".to_owned(),
         ),
-        None => stopping(),
+        Some(_) | None => respond(StatusCode::OK, TEXT, "ready\n".to_owned()),
     }
 }
 
@@ -320,3 +324,6 @@ fn with_type<B>(mut response: Response<B>, content_type: &'static str) -> Respon
         .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
+
+#[cfg(test)]
+mod tests;

@@ -195,6 +195,13 @@ impl Ledger {
         self.observations.is_empty()
     }
 
+    /// When the last of the observations was made.
+    #[must_use]
+    pub fn last_seen(&self) -> Option<Timestamp> {
+        let all = self.observations.iter();
+        all.map(|(_, observation)| observation.last_seen).max()
+    }
+
     /// How many established connections there are, those that both sides name alike once. What [`Ledger::edges`] joins
     /// besides is not joined here.
     #[must_use]

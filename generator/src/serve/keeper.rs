@@ -15,7 +15,7 @@ use flow::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, interval, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::{debug, error, info, warn};
 
@@ -39,7 +39,8 @@ const GROUP: usize = 256;
 /// a batch that it cannot deliver.
 const REMEMBER_INSTANCES: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// How often to look for instances to forget.
+/// How often to look for what to forget. The first time is so long after the start, too: until then agents that were not
+/// heard for as long as the generator was away have told what time it is.
 const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// How long to wait after a commit that failed: a full disk stays full for a while, and the whole ledger is read again
@@ -110,7 +111,8 @@ pub struct Keeper {
     meter: Meter,
     started: Timestamp,
     revision: watch::Sender<u64>,
-    swept: Timestamp,
+    /// When to look for what to forget.
+    sweep_at: Instant,
     /// How long to wait after the last commit, if that failed.
     delay: Option<Duration>,
 }
@@ -138,7 +140,7 @@ impl Keeper {
             meter,
             started: Timestamp::from(SystemTime::now()),
             revision,
-            swept: Timestamp::default(),
+            sweep_at: Instant::now() + SWEEP_EVERY,
             delay: None,
         })
     }
@@ -174,7 +176,6 @@ impl Keeper {
         // Agents wait meanwhile, and the snapshots of what is stored go on.
         let mut pause = pin!(sleep(Duration::ZERO));
         let mut pausing = false;
-        let mut sweeps = interval(SWEEP_EVERY);
         loop {
             tokio::select! {
                 received = requests.recv_many(&mut group, GROUP), if !pausing => {
@@ -188,7 +189,9 @@ impl Keeper {
                     }
                 }
                 () = &mut pause, if pausing => pausing = false,
-                _ = sweeps.tick(), if !pausing => self.settle(std::iter::empty()).await?,
+                () = sleep_until(self.sweep_at), if !pausing => {
+                    self.settle(std::iter::empty()).await?;
+                }
                 Some(wanted) = statuses.recv() => {
                     if wanted.send(self.status().await).is_err() {
                         debug!("nobody waits for the status");
@@ -304,11 +307,18 @@ impl Keeper {
             let answered = match ask {
                 Ask::Join => self.join(&session),
                 Ask::Store(_) if session.is_refused() => false,
-                Ask::Store(batch) => {
-                    flows += batch.flows.len() as u64;
-                    batches += 1;
-                    self.apply(&mut round, &session, &batch, now)
-                }
+                Ask::Store(batch) => match self.apply(&mut round, &session, &batch, now) {
+                    Verdict::Applied => {
+                        flows += batch.flows.len() as u64;
+                        batches += 1;
+                        true
+                    }
+                    Verdict::Known => true,
+                    Verdict::Refused(reason) => {
+                        session.refuse(Refusal::protocol(reason));
+                        false
+                    }
+                },
             };
             drop(room);
             if answered {
@@ -390,14 +400,14 @@ impl Keeper {
         true
     }
 
-    /// Whether the batch is to be acknowledged once the round is committed.
+    /// Adds a batch to the round: unless it is refused, it is to be acknowledged once the round is committed.
     fn apply(
         &mut self,
         round: &mut Round,
         session: &Session,
         batch: &Packed<KnownEnd>,
         now: Timestamp,
-    ) -> bool {
+    ) -> Verdict {
         let hello = &session.hello;
         let sequence = batch.sequence;
         let index = match (hello.resolve, &self.topology) {
@@ -413,25 +423,22 @@ impl Keeper {
         round.make_room_for(&mut self.state, &hello.instance, |instance| {
             is_connected(&self.sessions, instance)
         });
-        match round.apply(&mut self.state, hello, batch, naming, now) {
+        let verdict = round.apply(&mut self.state, hello, batch, naming, now);
+        match verdict {
             Verdict::Applied => {
                 if let Some(connected) = self.sessions.get_mut(&hello.instance) {
                     let until = connected.reported_until;
                     connected.reported_until = until.max(Some(batch.window.to));
                     connected.health = batch.health.or(connected.health);
                 }
-                true
             }
             Verdict::Known => {
                 self.meter.repeated.inc();
                 debug!(instance = hello.instance, sequence, "batch is known");
-                true
             }
-            Verdict::Refused(reason) => {
-                session.refuse(Refusal::protocol(reason));
-                false
-            }
+            Verdict::Refused(_) => {}
         }
+        verdict
     }
 
     fn answer(&self, sessions: &[Arc<Session>]) {
@@ -460,12 +467,15 @@ impl Keeper {
     }
 
     /// Forgets what is too old, now and then. Returns how many observations were.
+    ///
+    /// Nothing becomes older than what agents have told of since: neither a clock of this node that is ahead nor a time in
+    /// which nobody could report takes away what is known.
     fn sweep(&mut self, round: &mut Round, now: Timestamp) -> usize {
-        // A little earlier than the clock that wakes us, which is another one.
-        if now < self.swept.saturating_add(SWEEP_EVERY / 2) {
+        if Instant::now() < self.sweep_at {
             return 0;
         }
-        self.swept = now;
+        self.sweep_at = Instant::now() + SWEEP_EVERY;
+        let now = now.min(self.newest());
         let before = self.state.agents.iter().count();
         round.forget_before(
             &mut self.state,
@@ -481,6 +491,19 @@ impl Keeper {
             None => 0,
         }
     }
+
+    /// The last moment that agents have told of; the epoch if there is none.
+    fn newest(&self) -> Timestamp {
+        let observed = self.state.ledger.last_seen();
+        let lost = self.state.losses.iter();
+        let reported = self.sessions.values();
+        observed
+            .into_iter()
+            .chain(lost.map(|(_, _, loss)| loss.window.to))
+            .chain(reported.filter_map(|connected| connected.reported_until))
+            .max()
+            .unwrap_or_default()
+    }
 }
 
 fn is_connected(sessions: &HashMap<String, Connected>, instance: &str) -> bool {
@@ -488,3 +511,6 @@ fn is_connected(sessions: &HashMap<String, Connected>, instance: &str) -> bool {
         .get(instance)
         .is_some_and(|connected| connected.session.strong_count() > 0)
 }
+
+#[cfg(test)]
+mod tests;

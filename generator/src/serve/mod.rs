@@ -9,12 +9,13 @@ mod page;
 mod publish;
 mod round;
 
-use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use flow::source::{self, Source, SourceError, Topology};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinError,
+    time::timeout,
 };
 use tracing::{info, warn};
 
@@ -34,6 +35,10 @@ use crate::{
 
 /// Questions for the keeper's status, or for a page of its ledger, that may wait; more wait in their connections.
 const QUESTIONS: usize = 4;
+
+/// How long the policy folder may take to come up to date when the generator stops. For a large ledger that is minutes, and
+/// Kubernetes kills after thirty seconds; the next start begins with it.
+const LAST_PUBLICATION: Duration = Duration::from_secs(5);
 
 /// What to serve.
 #[derive(Clone, Debug)]
@@ -148,12 +153,15 @@ impl Generator {
 
     /// Serves agents until `shutdown` is ready, then stores and publishes what it has, and returns.
     ///
+    /// A publication that takes too long goes on in a blocking task of the runtime, which need not be waited for: the folder
+    /// is changed as a whole or not at all.
+    ///
     /// # Errors
     /// If the store fails for good, or if the last state of the folder cannot be written.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self {
             // It is kept current until everything has stopped.
-            topology: _topology,
+            topology,
             keeper,
             publisher,
             server,
@@ -174,6 +182,7 @@ impl Generator {
             gate,
             meter,
             status,
+            topology: topology.as_ref().map(|topology| topology.view().clone()),
             exports: Exports::of(page),
             queue,
         });
@@ -202,13 +211,13 @@ impl Generator {
             Some(kept) => kept,
             None => keeping.await,
         };
-        let publisher = match publishing {
-            Some(publishing) => Some(publishing.await?),
-            None => None,
-        };
         let last = kept??;
-        if let Some(mut publisher) = publisher {
-            publisher.publish(last).await?;
+        if let Some(publishing) = publishing {
+            let finish = async { Ok::<_, ServeError>(publishing.await?.publish(last).await?) };
+            match timeout(LAST_PUBLICATION, finish).await {
+                Ok(finished) => finished?,
+                Err(_elapsed) => warn!("the policy folder is brought up to date by the next start"),
+            }
         }
         info!("stopped");
         Ok(())

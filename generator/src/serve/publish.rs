@@ -41,14 +41,6 @@ pub enum PublishError {
     /// The folder could not be written.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// What nobody saw may be missing in the policies, and that was not to be.
-    #[error(
-        "--strict: {lost} observations were lost, and policies may lack rules for them (`microshield export` says which)"
-    )]
-    Lossy {
-        /// How many.
-        lost: u64,
-    },
     /// A policy cannot be expressed in YAML.
     #[error("cannot write a policy as YAML: {0}")]
     Yaml(#[from] serde_json::Error),
@@ -72,6 +64,8 @@ pub(super) struct Publisher {
     denied: usize,
     /// Whether the last attempt failed: a folder that cannot be written stays so for a while, and is logged once.
     failing: bool,
+    /// Whether the folder was left alone the last time, because of what the ledger lacks.
+    holding: bool,
 }
 
 impl Publisher {
@@ -82,23 +76,27 @@ impl Publisher {
             noticed: None,
             denied: 0,
             failing: false,
+            holding: false,
         }
     }
 
     /// Brings the folder up to date with a snapshot.
     ///
     /// As long as nothing was seen of the chosen namespaces, the folder is left as it is: neither a generator that has
-    /// just started and remembers nothing nor a mistyped namespace may take away the policies that are there.
+    /// just started and remembers nothing nor a mistyped namespace may take away the policies that are there. So it is as
+    /// long as something was lost, if that was asked for.
     pub(super) async fn publish(&mut self, snapshot: Snapshot) -> Result<(), PublishError> {
         if self.shown == Some(snapshot.revision) {
             return Ok(());
         }
-        if self.publication.strict && !snapshot.losses.is_empty() {
-            return Err(PublishError::Lossy {
-                lost: snapshot.losses.total(),
-            });
-        }
         let revision = snapshot.revision;
+        if self.publication.strict && !snapshot.losses.is_empty() {
+            self.hold(snapshot.losses.total());
+            self.shown = Some(revision);
+            self.failing = false;
+            return Ok(());
+        }
+        self.holding = false;
         let publication = Arc::clone(&self.publication);
         // Making the policies is work for the processor, writing them for the disk.
         let write = move || {
@@ -126,6 +124,18 @@ impl Publisher {
         self.shown = Some(revision);
         self.failing = false;
         Ok(())
+    }
+
+    /// One line when it begins that the folder is left alone: what nobody saw may be missing in the policies.
+    fn hold(&mut self, lost: u64) {
+        if !self.holding {
+            error!(
+                lost,
+                folder = %self.publication.folder.display(),
+                "--strict: observations were lost, the policy folder is left as it is"
+            );
+        }
+        self.holding = true;
     }
 
     /// One line for each reason whose notices have changed in number.

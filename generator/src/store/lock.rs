@@ -1,9 +1,10 @@
 //! One process at a time owns a data directory.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, Write},
-    path::Path,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
 };
 
 use super::StoreError;
@@ -15,24 +16,23 @@ const FILE_NAME: &str = "lock";
 /// The lock is `flock(2)` on a file of its own: a lock on the database would hinder readers.
 #[derive(Debug)]
 pub(super) struct DirectoryLock {
+    directory: PathBuf,
     _file: File,
 }
 
 impl DirectoryLock {
-    /// Creates the directory if need be and takes the lock.
+    /// Creates the directory if need be, for nobody but its user, and takes the lock.
     pub(super) fn take(directory: &Path) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Directory {
             path: directory.to_owned(),
             source,
         };
-        fs::create_dir_all(directory).map_err(failed)?;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(directory.join(FILE_NAME))
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
             .map_err(failed)?;
+        let mut file = create(&directory.join(FILE_NAME)).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -44,8 +44,32 @@ impl DirectoryLock {
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
         name_holder(&mut file).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self {
+            directory: directory.to_owned(),
+            _file: file,
+        })
     }
+
+    /// Creates a file of the directory, if there is none, that nobody but its user can read. SQLite would let everybody, and
+    /// gives the rights of a database to the files beside it.
+    pub(super) fn create_beside(&self, name: &str) -> Result<(), StoreError> {
+        let created = create(&self.directory.join(name));
+        created.map(drop).map_err(|source| StoreError::Directory {
+            path: self.directory.clone(),
+            source,
+        })
+    }
+}
+
+/// Opens a file, which is created, for nobody but its user, if it does not exist.
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Writes this process's id into the file, for the message that a second process gets.

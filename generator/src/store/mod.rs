@@ -67,6 +67,7 @@ impl Store {
     /// If the directory cannot be used or is in use, or what is in it is no ledger, or one of a newer version.
     pub async fn open(directory: &Path) -> Result<Self, StoreError> {
         let lock = DirectoryLock::take(directory)?;
+        lock.create_beside(FILE_NAME)?;
         let options = SqliteConnectOptions::new()
             .filename(directory.join(FILE_NAME))
             .create_if_missing(true)
@@ -226,6 +227,10 @@ impl Store {
         let path = file.display().to_string();
         let connection = options
             .busy_timeout(BUSY_TIMEOUT)
+            // A statement that fails halfway is taken back with what it keeps in a temporary file otherwise, and a container
+            // has no folder for such. It is no more than the pages that one statement changes; only `compactable` keeps
+            // a copy of everything, once, before the ledger itself is in memory.
+            .pragma("temp_store", "MEMORY")
             .disable_statement_logging()
             .connect()
             .await

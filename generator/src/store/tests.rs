@@ -1,7 +1,10 @@
+use std::os::unix::fs::PermissionsExt as _;
+
 use flow::{record::FlowRecord, wire::Hello};
 use serde_json::json;
 
 use super::*;
+use crate::ledger::Rows;
 
 fn record(port: u16, count: u64) -> FlowRecord {
     serde_json::from_value(json!({
@@ -46,12 +49,23 @@ fn state() -> State {
     state
 }
 
+/// Changes of the ledger, and nothing else.
+fn changes_of(ledger: Rows<'_>) -> Changes<'_> {
+    Changes {
+        ledger,
+        agents: Vec::new(),
+        losses: Vec::new(),
+        forgotten: &[],
+        forgotten_losses: &[],
+    }
+}
+
 async fn commit(store: &mut Store, state: &State, forgotten: &[String]) {
     let changes = Changes {
         agents: state.agents.iter().collect(),
         losses: state.losses.iter().collect(),
         forgotten,
-        ..Changes::of(state.ledger.rows())
+        ..changes_of(state.ledger.rows())
     };
     store.commit(&changes).await.unwrap();
 }
@@ -86,10 +100,46 @@ async fn it_is_read_while_it_is_written() {
     commit(&mut store, &state, &[]).await;
     let mut other = Ledger::default();
     other.observe(record(1, 1));
-    let changes = Changes::of(other.rows());
+    let changes = changes_of(other.rows());
     reader.commit(&changes).await.unwrap_err();
     store.close().await.unwrap();
     assert_eq!(read(directory.path()).await.unwrap(), state);
+}
+
+/// A container has no folder for temporary files.
+#[tokio::test]
+async fn nothing_is_kept_in_temporary_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let writing = Store::open(directory.path()).await.unwrap();
+    let reading = Store::open_read_only(directory.path()).await.unwrap();
+    for mut store in [writing, reading] {
+        let kept: i64 = sqlx::query_scalar("PRAGMA temp_store")
+            .fetch_one(&mut store.connection)
+            .await
+            .unwrap();
+        assert_eq!(kept, 2, "not in memory");
+    }
+}
+
+#[tokio::test]
+async fn nobody_but_its_user_reads_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join("new/ledger");
+    let mut store = Store::open(&directory).await.unwrap();
+    commit(&mut store, &state(), &[]).await;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&directory), 0o700);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&directory).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+        files.push(path.file_name().unwrap().to_owned());
+    }
+    files.sort();
+    assert_eq!(
+        files,
+        ["ledger.db", "ledger.db-shm", "ledger.db-wal", "lock"]
+    );
 }
 
 #[tokio::test]
@@ -216,7 +266,7 @@ async fn what_is_forgotten_is_gone_from_the_disk_too() {
         "{}",
         state.ledger.bytes()
     );
-    let changes = Changes::of(state.ledger.rows());
+    let changes = changes_of(state.ledger.rows());
     store.commit(&changes).await.unwrap();
     store.compact().await.unwrap();
     let after = store.bytes().await.unwrap();

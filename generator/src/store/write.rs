@@ -26,19 +26,7 @@ pub struct Changes<'a> {
     pub forgotten_losses: &'a [(String, String)],
 }
 
-impl<'a> Changes<'a> {
-    /// Of the ledger, and nothing else.
-    #[must_use]
-    pub fn of(ledger: Rows<'a>) -> Self {
-        Self {
-            ledger,
-            agents: Vec::new(),
-            losses: Vec::new(),
-            forgotten: &[],
-            forgotten_losses: &[],
-        }
-    }
-
+impl Changes<'_> {
     /// Whether there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {

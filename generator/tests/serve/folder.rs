@@ -2,17 +2,21 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
     path::Path,
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use flow::record::FlowRecord;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{
     client::{Client, batch, batch_with_losses, flow},
-    generator::{Generator, PATIENCE},
+    generator::{Generator, PATIENCE, microshield},
 };
 
 fn files(folder: &Path) -> BTreeMap<String, String> {
@@ -214,8 +218,71 @@ async fn strict_writes_nothing_from_a_lossy_ledger() {
     agent
         .say(&batch_with_losses(2, flows, &[("udp_peers_full", 2)]))
         .await;
-    let line = generator.wait_for_log("policy folder is not up to date");
-    assert!(line.contains("2 observations were lost"), "{line}");
-    sleep(Duration::from_secs(2));
+    agent.hear().await.unwrap();
+    let said = "--strict: observations were lost, the policy folder is left as it is";
+    let line = generator.wait_for_log(said);
+    assert!(line.contains("ERROR") && line.contains("lost=2"), "{line}");
+    agent.deliver(3, vec![flow("web", "queue", 5672, 1)]).await;
+    sleep(Duration::from_secs(3));
     assert_eq!(files(policies.path()), before);
+    assert_eq!(generator.log().matches(said).count(), 1);
+    let (status, _) = generator.terminate();
+    assert_eq!(status.code(), Some(0));
+
+    // It is no reason not to take what agents bring.
+    let generator = Generator::on(data.path(), &args);
+    generator.wait_for_log(said);
+    let (mut agent, _) = Client::join(generator.address, "one").await;
+    agent.deliver(4, vec![flow("web", "cache", 6379, 1)]).await;
+    assert_eq!(generator.terminate().0.code(), Some(0));
+    assert_eq!(files(policies.path()), before);
+}
+
+/// A large ledger's takes minutes; here it waits for somebody else who changes the folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn is_not_waited_for_when_it_takes_too_long() {
+    let data = tempfile::tempdir().unwrap();
+    let policies = tempfile::tempdir().unwrap();
+    let folder = policies.path().to_str().unwrap();
+    let args = ["-o", folder, "-A", "-g", "svc"];
+    let generator = Generator::on(data.path(), &args);
+    let changing = File::open(policies.path()).unwrap();
+    changing.lock().unwrap();
+    let (mut agent, _) = Client::join(generator.address, "one").await;
+    agent.deliver(1, vec![flow("web", "db", 5432, 1)]).await;
+    let (status, took) = generator.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert!(took < Duration::from_secs(25), "took {took:?}");
+    assert_eq!(files(policies.path()).len(), 0);
+
+    // Nor when it is asked to end before it has begun.
+    let mut starting = microshield()
+        .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data.path())
+        .args(args)
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while fs::read_to_string(data.path().join("lock")).unwrap() != format!("{}\n", starting.id()) {
+        assert!(start.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(20));
+    }
+    let pid = Pid::from_raw(starting.id().try_into().unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = starting.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > Duration::from_secs(25) {
+            starting.kill().unwrap();
+        }
+        sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.code(), Some(0));
+
+    // The next start makes up for it.
+    drop(changing);
+    let _generator = Generator::on(data.path(), &args);
+    assert_eq!(files(policies.path()).len(), 2);
 }

@@ -20,6 +20,7 @@ mod plugin;
 mod rights;
 mod scope_log;
 mod scope_tracked;
+mod stored;
 mod udp;
 
 use std::{
@@ -132,6 +133,7 @@ fn tests() -> impl Iterator<Item = Test> {
         rights::tests(),
         manners::tests(),
         images::tests(),
+        stored::tests(),
         churn::tests(),
         memory::tests(),
     ]

@@ -13,8 +13,8 @@ use crate::{
     load::{container, spec, with},
 };
 
-/// Runs the script; `kubectl` is not called.
-fn make_certificates(folder: &Path) {
+/// Runs the script; `kubectl` is not called. Returns the commands that it prints.
+fn make_certificates(folder: &Path) -> Vec<String> {
     let script = deployment::folder().join("components/mtls/certificates.sh");
     let output = Command::new("sh")
         .arg(script)
@@ -23,6 +23,37 @@ fn make_certificates(folder: &Path) {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout)
+        .unwrap()
+        .replace("\\\n", "");
+    printed.lines().map(str::to_owned).collect()
+}
+
+/// Of Secrets that are there, too: certificates are renewed.
+#[test]
+fn what_is_printed_makes_the_secrets_and_renews_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    for _ in 0..2 {
+        let commands = make_certificates(folder.path());
+        let commands: Vec<Vec<&str>> = commands
+            .iter()
+            .map(|command| command.split_whitespace().collect())
+            .collect();
+        assert_eq!(commands.len(), 2);
+        for (command, part) in commands.iter().zip(["agent", "generator"]) {
+            let secret = format!("microshield-{part}-tls");
+            let files = ["ca.crt", "tls.crt", "tls.key"]
+                .map(|name| format!("--from-file={path}/{part}/{name}"));
+            let (make, apply) = command.split_at(command.len() - 5);
+            assert_eq!(apply, ["|", "kubectl", "apply", "-f", "-"]);
+            let wanted = ["create", "secret", "generic", "--dry-run=client", "yaml"];
+            let wanted = wanted.into_iter().chain([secret.as_str()]);
+            for word in wanted.chain(files.iter().map(String::as_str)) {
+                assert!(make.contains(&word), "{word}: {make:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]
