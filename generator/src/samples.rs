@@ -1,15 +1,37 @@
 //! A small cluster for tests: builders for endpoints and records, and random ledgers over it.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use flow::{
     endpoint::{Endpoint, Labels, Node, Pod, Service, Workload},
     record::{Direction, FlowRecord, Outcome, Protocol, Source, Tuple},
     time::Timestamp,
 };
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use proptest::prelude::*;
 
-use crate::ledger::Ledger;
+use crate::{
+    ledger::{Edge, Ledger},
+    policy::{Notice, Options, plan},
+};
+
+/// A plan, all of which is chosen.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Synthesis {
+    pub(crate) policies: Vec<NetworkPolicy>,
+    pub(crate) files: BTreeMap<String, String>,
+    pub(crate) notices: Vec<Notice>,
+}
+
+pub(crate) fn synthesise(edges: &[Edge], options: &Options) -> Synthesis {
+    let plan = plan(edges, options);
+    let all = plan.all();
+    Synthesis {
+        policies: plan.manifests(&all).collect(),
+        files: plan.files(&all).unwrap(),
+        notices: plan.notices,
+    }
+}
 
 pub(crate) fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs

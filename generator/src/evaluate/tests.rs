@@ -12,8 +12,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     ledger::Edge,
-    policy::{Granularity, Namespaces, Options, Reason, synthesise},
-    samples::{address, any_records, bare, host_pod, ledger, node, pod, record, served, service},
+    policy::{Granularity, Namespaces, Options, Reason},
+    samples::{
+        address, any_records, bare, host_pod, ledger, node, pod, record, served, service,
+        synthesise,
+    },
 };
 
 fn policies(specs: &[(&str, &str)]) -> Policies {

@@ -209,7 +209,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Err(Refusal::policy(reason).into());
         }
         self.socket.set_limit(MAX_MESSAGE_BYTES);
-        Ok(Session::new(hello, Timestamp::from(SystemTime::now())))
+        let is_node_proven = admission.node.is_some();
+        let now = Timestamp::from(SystemTime::now());
+        Ok(Session::new(hello, is_node_proven, now))
     }
 
     /// Passes batches to the keeper, and its feedback to the peer.

@@ -20,9 +20,6 @@ use crate::ledger::KnownEnd;
 /// How much is kept of ends, in bytes, of all agents: that of some forty thousand. When it is more, all are forgotten.
 const MAX_KEPT: usize = 32 << 20;
 
-/// What an end takes besides as much as its text, about, in bytes.
-const ENTRY: usize = 256;
-
 /// Decodes ends. Copies have what they know in common.
 #[derive(Clone, Debug)]
 pub(super) struct Ends {
@@ -96,7 +93,7 @@ impl Table {
             serial: self.serials,
             end: Arc::new(end),
         };
-        let cost = length + ENTRY;
+        let cost = length + known.weight();
         if self.kept + cost > MAX_KEPT {
             self.known.clear();
             self.kept = 0;
@@ -160,5 +157,24 @@ mod tests {
             let table = ends.lock();
             assert!(table.kept <= MAX_KEPT && table.known.len() <= MAX_KEPT / 900);
         }
+    }
+
+    /// What is short to say may take much when it is decoded.
+    #[test]
+    fn what_is_kept_counts_as_it_is_in_memory() {
+        let ends = Ends::default();
+        let labels: Vec<String> = (0..250).map(|number| format!(r#""{number}":"""#)).collect();
+        let end = format!(
+            r#"{{"address":"10.0.0.1","pod":{{"id":"u","namespace":"n","name":"p","labels":{{{}}}}}}}"#,
+            labels.join(",")
+        );
+        let batch = format!(
+            r#"{{"sequence": 1, "window": {{"from": 1, "to": 2}}, "flows": [], "ends": [{end}]}}"#
+        );
+        let packed = serde_json::from_str(&batch).unwrap();
+        ends.decode(packed, Encoding::Json).unwrap();
+        let strings = 250 * 2 * size_of::<String>();
+        let kept = ends.lock().kept;
+        assert!(kept > end.len() + strings, "{kept} for {}", end.len());
     }
 }

@@ -134,6 +134,8 @@ pub struct Session {
     /// How far its clock is ahead of ours, in seconds, if it said what its clock says. The time that the hello was on its way
     /// is in it.
     pub clock_ahead: Option<f64>,
+    /// Whether its token says that it is on the node that the hello names.
+    pub is_node_proven: bool,
     feedback: watch::Sender<Feedback>,
 }
 
@@ -149,13 +151,18 @@ pub struct Feedback {
 impl Session {
     /// A session that begins now, and where its feedback arrives.
     #[must_use]
-    pub fn new(hello: Hello, now: Timestamp) -> (Arc<Self>, watch::Receiver<Feedback>) {
+    pub fn new(
+        hello: Hello,
+        is_node_proven: bool,
+        now: Timestamp,
+    ) -> (Arc<Self>, watch::Receiver<Feedback>) {
         let (feedback, receiver) = watch::channel(Feedback::default());
         let seconds = |time: Timestamp| time.as_nanos() as f64 / 1e9;
         let clock_ahead = hello.clock.map(|clock| seconds(clock) - seconds(now));
         let session = Self {
             hello,
             clock_ahead,
+            is_node_proven,
             feedback,
         };
         (Arc::new(session), receiver)

@@ -39,6 +39,14 @@ pub struct KnownEnd {
     pub end: Arc<End>,
 }
 
+impl KnownEnd {
+    /// What it takes in memory, about, in bytes.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        weight::of_whole_end(&self.end)
+    }
+}
+
 /// All ends.
 #[derive(Clone, Debug)]
 pub(super) struct Ends {
@@ -112,7 +120,7 @@ impl Ends {
         let own = self.identify(&end, end.address);
         let behind = self.identify(&end, translated(&end.endpoint, end.address));
         let end = Arc::new(end);
-        self.weight += weight::OF_END;
+        self.weight += weight::of_end(&end);
         let id = self.entries.insert(Entry {
             row,
             end: Arc::clone(&end),
@@ -169,10 +177,11 @@ impl Ends {
         });
         self.shared.sweep();
         let identities = self.identities.iter();
-        self.weight = self.entries.len() * weight::OF_END
-            + identities
-                .map(|(_, identity)| weight::of_identity(identity))
-                .sum::<usize>();
+        let entries = self.entries.iter();
+        self.weight = entries
+            .map(|(_, entry)| weight::of_end(&entry.end))
+            .chain(identities.map(|(_, identity)| weight::of_identity(identity)))
+            .sum();
         self.sweep_at = SWEEP_FROM.max(2 * self.entries.len());
         self.sweep_at_bytes = self.weight() + SWEEP_FROM_BYTES.max(self.weight() / 4);
         forgotten

@@ -44,6 +44,8 @@ pub struct Ledger {
     places: FnvHashMap<Key, u32>,
     /// Established connections, those that both sides saw alike counted once.
     edges: usize,
+    /// What the observations take, about, in bytes.
+    weight: usize,
     next_row: i64,
     /// Places of what has changed since the store was told.
     touched: Vec<u32>,
@@ -149,7 +151,10 @@ impl Ledger {
             .map(|(place, _)| place)
             .collect();
         for &place in &old {
-            let Observation { row, key, .. } = self.observations.remove(place);
+            let Observation {
+                row, key, names, ..
+            } = self.observations.remove(place);
+            self.weight -= weight::of_observation(&names);
             self.places.remove(&key);
             self.forgotten.push(row);
             if self.is_alone(key) {
@@ -186,7 +191,7 @@ impl Ledger {
     /// What it takes in memory, about, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.observations.len() * weight::OF_OBSERVATION + self.ends.weight()
+        self.weight + self.ends.weight()
     }
 
     /// Whether nothing was observed.
@@ -280,7 +285,10 @@ impl Ledger {
                 if known.change == Change::Nothing {
                     self.touched.push(place);
                 }
-                known.add(new, &self.ends);
+                if let Some(old) = known.add(new, &self.ends) {
+                    self.weight += weight::of_observation(&known.names);
+                    self.weight -= weight::of_observation(&old);
+                }
             }
             None => {
                 self.next_row += 1;
@@ -295,6 +303,7 @@ impl Ledger {
 
     fn insert(&mut self, new: Observation) -> u32 {
         let key = new.key;
+        self.weight += weight::of_observation(&new.names);
         if self.is_alone(key) {
             self.edges += 1;
         }

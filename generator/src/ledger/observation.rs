@@ -102,8 +102,9 @@ pub(super) struct Sighting<'a> {
 
 impl Observation {
     /// Counts another record of the same key. A newer one than all before tells the names, and of two that are as new it does
-    /// not matter which came first.
-    pub(super) fn add(&mut self, new: Self, ends: &Ends) {
+    /// not matter which came first. Returns the names if others have taken their place.
+    pub(super) fn add(&mut self, new: Self, ends: &Ends) -> Option<Names> {
+        let mut replaced = None;
         let mut change = Change::Count;
         if self.sources != self.sources.union(new.sources) {
             self.sources = self.sources.union(new.sources);
@@ -123,11 +124,12 @@ impl Observation {
             self.last_seen = new.last_seen;
             self.timestamp = new.timestamp;
             if self.names != new.names {
-                self.names = new.names;
+                replaced = Some(std::mem::replace(&mut self.names, new.names));
                 change = Change::All;
             }
         }
         self.change = self.change.max(change);
+        replaced
     }
 
     pub(super) fn sighting<'a>(&'a self, ends: &'a Ends) -> Sighting<'a> {

@@ -326,6 +326,103 @@ fn every_edge_of_a_pod_has_its_newest_labels() {
 }
 
 #[test]
+fn the_labels_of_a_pod_are_those_that_its_own_side_says() {
+    let (web, db) = (pod("shop", "web", "node-1"), pod("shop", "db", "node-2"));
+    let said = |direction, label: &str, time: u64| {
+        let mut db = db.clone();
+        Arc::make_mut(&mut db.labels).insert("app".to_owned(), label.to_owned());
+        let mut record = record(direction, bare(web.clone()), bare(db), 80, 1);
+        record.last_seen = Timestamp::from_nanos(time);
+        record
+    };
+    let label = |records: Vec<FlowRecord>| {
+        let edges = ledger(records).edges();
+        let Endpoint::Pod { pod, .. } = &edges[0].server else {
+            panic!("{edges:?}");
+        };
+        pod.labels["app"].clone()
+    };
+    let own = said(TO_SERVER, "db", 1);
+    let (first, second) = (said(FROM_CLIENT, "web", 2), said(FROM_CLIENT, "admin", 3));
+    assert_eq!(label(vec![first.clone(), second.clone()]), "admin");
+    assert_eq!(label(vec![first, own, second]), "db");
+}
+
+#[test]
+fn everything_that_is_sent_has_a_weight() {
+    let usual = || {
+        record(
+            TO_SERVER,
+            node("node-1"),
+            served("shop", "db", "node-2"),
+            80,
+            1,
+        )
+    };
+    let weight = |record: FlowRecord| ledger([record]).bytes();
+    let least = weight(usual());
+    let mut addresses = usual();
+    addresses.src = Endpoint::Node(Arc::new(flow::endpoint::Node {
+        name: "node-1".to_owned(),
+        addresses: vec![address("2001:db8::1"); 1_000],
+    }));
+    let mut hostname = usual();
+    hostname.hostname = "x".repeat(253);
+    let mut process = usual();
+    process.process = Some(flow::record::Process {
+        pid: 1,
+        comm: "x".repeat(1_000),
+        container: Some("x".repeat(253)),
+        fd: None,
+    });
+    let mut labels = pod("shop", "web", "node-1");
+    labels.labels = Arc::new(
+        (0..200)
+            .map(|number| (number.to_string(), String::new()))
+            .collect(),
+    );
+    let labels = record(TO_SERVER, bare(labels), usual().dst, 80, 1);
+    for (record, more) in [
+        (addresses, 1_000 * size_of::<IpAddr>()),
+        (hostname, 240),
+        (process, 1_253),
+        // The heads of two strings each, and what the allocator rounds up.
+        (labels, 200 * 100),
+    ] {
+        let text = serde_json::to_string(&record).unwrap();
+        assert!(weight(record) >= least + more, "{text}");
+    }
+}
+
+#[test]
+fn what_is_forgotten_or_replaced_weighs_nothing() {
+    let named = |time: u64, comm: usize| {
+        let mut record = record(
+            TO_SERVER,
+            node("node-1"),
+            served("shop", "db", "node-2"),
+            80,
+            1,
+        );
+        record.last_seen = Timestamp::from_nanos(time);
+        record.process = Some(flow::record::Process {
+            pid: 1,
+            comm: "x".repeat(comm),
+            container: None,
+            fd: None,
+        });
+        record
+    };
+    let mut one = ledger([named(1, 900)]);
+    one.observe(named(2, 5));
+    assert_eq!(one.bytes(), ledger([named(2, 5)]).bytes());
+    one.observe(named(1, 500));
+    assert_eq!(one.bytes(), ledger([named(2, 5)]).bytes());
+    assert_eq!(one.forget_before(Timestamp::from_nanos(3)), 1);
+    assert_eq!(one.bytes(), 0);
+}
+
+#[test]
 fn records_share_their_pods_and_services() {
     let calls = (1..=9).map(|port| {
         record(

@@ -14,6 +14,7 @@ use crate::{
     flows::MAX_LINE_BYTES,
     ledger::Ledger,
     policy::{self, Granularity, Namespaces},
+    samples::synthesise,
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -211,8 +212,7 @@ fn policies(records: &str, namespace: &str, granularity: Granularity) -> Vec<Str
         granularity,
         ..policy::Options::new(Namespaces::Only([namespace.to_owned()].into()))
     };
-    let synthesis = policy::synthesise(&ledger.edges(), &options);
-    let files = synthesis.files(&options.namespaces).unwrap();
+    let files = synthesise(&ledger.edges(), &options).files;
     files.into_values().collect()
 }
 

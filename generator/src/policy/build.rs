@@ -165,6 +165,18 @@ impl Builder<'_> {
                 self.notices.insert(Notice::new(edge, reason));
             }
         }
+        if self.is_shared(index) {
+            self.notices.insert(Notice::new(edge, Reason::Shared));
+        }
+    }
+
+    /// Whether a policy of either end governs pods of other workloads as well.
+    fn is_shared(&self, index: u32) -> bool {
+        let (client, server) = self.ends.of_edge(index);
+        [client, server].into_iter().any(|end| {
+            let targets = end.targets.as_deref().unwrap_or_default();
+            targets.iter().any(|target| self.ends.is_shared(*target))
+        })
     }
 
     fn add_side(&mut self, index: u32, edge: &Edge, direction: Direction) -> Result<(), Reason> {

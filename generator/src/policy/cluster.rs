@@ -9,12 +9,14 @@ use std::{
 use flow::{
     endpoint::{Endpoint, Labels, Pod, Service},
     observations::PodId,
+    time::Timestamp,
 };
 
 use super::{
     labels::{STATEFULSET_POD, selects, stable},
     manifest::{DNS_NAMESPACE, are_of_dns},
     target::Target,
+    variants::Variants,
 };
 use crate::{label_index::LabelIndex, ledger::Edge};
 
@@ -23,8 +25,9 @@ pub(super) type WorkloadKey = (String, String, String);
 
 /// The pods, workloads and services that are ends of edges.
 pub(super) struct Cluster<'a> {
-    pods: BTreeSet<PodId>,
-    /// Of each workload the stable labels that all its pods have.
+    /// When each pod appeared.
+    pods: BTreeMap<PodId, (&'a Pod, Timestamp)>,
+    /// Of each workload the labels by which its pods are selected.
     workloads: BTreeMap<WorkloadKey, Labels>,
     services: BTreeMap<(&'a str, &'a str), &'a Service>,
     /// Namespace and labels of what answers for the cluster's DNS: pods, and selectors of services.
@@ -41,7 +44,7 @@ pub(super) struct Cluster<'a> {
 impl<'a> Cluster<'a> {
     pub(super) fn new(edges: &'a [Edge]) -> Self {
         let mut cluster = Self {
-            pods: BTreeSet::new(),
+            pods: BTreeMap::new(),
             workloads: BTreeMap::new(),
             services: BTreeMap::new(),
             dns: BTreeSet::new(),
@@ -58,7 +61,7 @@ impl<'a> Cluster<'a> {
             ] {
                 match endpoint {
                     Endpoint::Pod { pod, service } => {
-                        cluster.add_pod(pod);
+                        cluster.add_pod(pod, edge.first_seen);
                         if pod.host_network {
                             cluster.add_host_pod(pod, address);
                         }
@@ -69,12 +72,20 @@ impl<'a> Cluster<'a> {
                 }
             }
         }
+        cluster.workloads = cluster.labels_of_workloads();
         cluster
     }
 
-    fn add_pod(&mut self, pod: &'a Pod) {
-        if !self.pods.insert(PodId::of(pod)) {
-            return;
+    fn add_pod(&mut self, pod: &'a Pod, seen: Timestamp) {
+        match self.pods.entry(PodId::of(pod)) {
+            Entry::Vacant(entry) => {
+                entry.insert((pod, seen));
+            }
+            Entry::Occupied(mut entry) => {
+                let (_, appeared) = entry.get_mut();
+                *appeared = seen.min(*appeared);
+                return;
+            }
         }
         if !pod.host_network {
             self.labelled.add(self.by_number.len(), &pod.labels);
@@ -83,14 +94,41 @@ impl<'a> Cluster<'a> {
         if are_of_dns(&pod.labels) && !pod.host_network {
             self.dns.insert((&pod.namespace, &pod.labels));
         }
-        match self.workloads.entry(workload(pod)) {
-            Entry::Vacant(entry) => {
-                entry.insert(stable(&pod.labels));
-            }
-            Entry::Occupied(mut entry) => entry
-                .get_mut()
-                .retain(|key, value| pod.labels.get(key) == Some(value)),
+    }
+
+    fn labels_of_workloads(&self) -> BTreeMap<WorkloadKey, Labels> {
+        let mut variants = BTreeMap::<WorkloadKey, Variants>::new();
+        for (pod, appeared) in self.pods.values() {
+            let variants = variants.entry(workload(pod)).or_default();
+            variants.add(stable(&pod.labels), *appeared);
         }
+        let selected = variants.into_iter().map(|(key, variants)| {
+            let strangers = |labels: &Labels| {
+                let pods = self.selected(&key.0, labels);
+                pods.filter(|pod| workload(pod) != key).count()
+            };
+            let labels = variants.common(strangers);
+            (key, labels)
+        });
+        selected.collect()
+    }
+
+    /// The pods with addresses of their own that have these labels, of which there is at least one.
+    fn selected<'s>(
+        &'s self,
+        namespace: &'s str,
+        labels: &'s Labels,
+    ) -> impl Iterator<Item = &'a Pod> + 's {
+        candidates(&self.labelled, labels)
+            .map(|number| self.by_number[number])
+            .filter(move |pod| pod.namespace == namespace && selects(labels, &pod.labels))
+    }
+
+    /// Whether pods of more than one workload have these labels.
+    pub(super) fn is_shared(&self, namespace: &str, labels: &Labels) -> bool {
+        let mut workloads = self.selected(namespace, labels).map(workload);
+        let first = workloads.next();
+        first.is_some_and(|first| workloads.any(|other| other != first))
     }
 
     /// Services lead to the addresses that the API gives; where these are not known, to those that were seen.
@@ -138,11 +176,12 @@ impl<'a> Cluster<'a> {
             .find(|(_, selector)| !selector.is_empty() && selects(selector, &pod.labels))
     }
 
-    /// The stable labels that all pods of the pod's workload have; `None` where they have none in common.
+    /// The pod's workload, and the labels by which its pods are selected; `None` if they do not select this one, or are none.
     pub(super) fn workload_of(&self, pod: &Pod) -> Option<(WorkloadKey, Labels)> {
         let key = workload(pod);
-        let labels = self.workloads.get(&key)?.clone();
-        (!labels.is_empty()).then_some((key, labels))
+        let labels = self.workloads.get(&key)?;
+        let labels = (!labels.is_empty() && selects(labels, &pod.labels)).then(|| labels.clone());
+        labels.map(|labels| (key, labels))
     }
 
     /// Whether the cluster's DNS is among the pods that the target governs: as far as they were seen, and wherever the
@@ -163,14 +202,12 @@ impl<'a> Cluster<'a> {
         &'s self,
         service: &'s Service,
     ) -> impl Iterator<Item = &'a Pod> + 's {
-        candidates(&self.labelled, service)
-            .map(|number| self.by_number[number])
-            .filter(|pod| is_of(pod, service))
+        self.selected(&service.namespace, &service.selector)
     }
 
     /// The addresses of the pods in their node's network that a service selects, each once.
     pub(super) fn host_addresses_of(&self, service: &Service) -> BTreeSet<IpAddr> {
-        candidates(&self.host_labelled, service)
+        candidates(&self.host_labelled, &service.selector)
             .map(|number| &self.host_by_number[number])
             .filter(|(pod, _)| is_of(pod, service))
             .flat_map(|(_, addresses)| addresses)
@@ -179,9 +216,9 @@ impl<'a> Cluster<'a> {
     }
 }
 
-/// What has the rarest of the labels that a service selects by.
-fn candidates<'s>(index: &'s LabelIndex, service: &'s Service) -> impl Iterator<Item = usize> + 's {
-    let pairs = service.selector.iter();
+/// What has the rarest of these labels.
+fn candidates<'s>(index: &'s LabelIndex, labels: &'s Labels) -> impl Iterator<Item = usize> + 's {
+    let pairs = labels.iter();
     let pairs = pairs.map(|(key, value)| (&**key, &**value));
     index.rarest(pairs).unwrap_or_default().iter().copied()
 }

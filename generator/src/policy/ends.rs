@@ -81,6 +81,8 @@ pub(super) struct Ends {
     targets: Vec<Target>,
     /// Of each of them the pods that it governs.
     governed: Vec<BTreeSet<PodIndex>>,
+    /// Whether it is meant for one workload's pods and selects those of others too.
+    shared: Vec<bool>,
 }
 
 impl Ends {
@@ -98,6 +100,7 @@ impl Ends {
                 groups: Vec::new(),
                 targets: Vec::new(),
                 governed: Vec::new(),
+                shared: Vec::new(),
             },
         };
         for edge in edges {
@@ -124,6 +127,11 @@ impl Ends {
 
     pub(super) fn target(&self, index: TargetIndex) -> &Target {
         &self.targets[index]
+    }
+
+    /// Whether a policy that is meant for the pods of one workload selects those of others too.
+    pub(super) fn is_shared(&self, index: TargetIndex) -> bool {
+        self.shared[index]
     }
 
     /// Counts a pod among those that a policy governs.
@@ -229,10 +237,13 @@ impl Finder<'_> {
     }
 
     fn target(&mut self, target: Target) -> TargetIndex {
-        let found = &mut self.found;
+        let (cluster, found) = (self.cluster, &mut self.found);
         *self.targets.entry(target.id.clone()).or_insert_with(|| {
+            let is_shared = target.is_of_a_workload()
+                && cluster.is_shared(&target.id.namespace, &target.selector);
             found.targets.push(target);
             found.governed.push(BTreeSet::new());
+            found.shared.push(is_shared);
             found.targets.len() - 1
         })
     }

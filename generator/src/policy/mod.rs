@@ -19,11 +19,8 @@ mod options;
 mod peer;
 mod plan;
 mod target;
+mod variants;
 mod yaml;
-
-use std::collections::BTreeMap;
-
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 pub use self::{
     build::plan,
@@ -35,44 +32,5 @@ pub use self::{
     },
     plan::{Connection, Draft, OneSided, Plan, Rule},
 };
-use crate::ledger::Edge;
-
-/// What [`synthesise`] made of the edges.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Synthesis {
-    /// The policies, sorted by namespace and name.
-    pub policies: Vec<NetworkPolicy>,
-    /// Edges of the chosen namespaces for which a rule was left out, or given in another way than by labels.
-    pub notices: Vec<Notice>,
-}
-
-/// The policies that allow the edges of the chosen namespaces.
-///
-/// Each pod or service of these namespaces that is an end of an edge gets a policy. An edge between two of them becomes
-/// an egress rule at the client and an ingress rule at the server.
-#[must_use]
-pub fn synthesise(edges: &[Edge], options: &Options) -> Synthesis {
-    let plan = plan(edges, options);
-    let policies = plan.manifests(&plan.all()).collect();
-    Synthesis {
-        policies,
-        notices: plan.notices,
-    }
-}
-
-impl Synthesis {
-    /// One file a policy: name and text, as [`Plan::files`] gives them.
-    ///
-    /// # Errors
-    /// If a policy cannot be expressed in JSON; none made here cannot.
-    pub fn files(&self, namespaces: &Namespaces) -> serde_json::Result<BTreeMap<String, String>> {
-        let prefixed = !namespaces.is_single();
-        self.policies
-            .iter()
-            .map(|policy| Ok((manifest::file_name(policy, prefixed), render(policy)?)))
-            .collect()
-    }
-}
-
 #[cfg(test)]
 mod tests;

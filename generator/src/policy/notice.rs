@@ -50,6 +50,8 @@ pub enum Reason {
     Ipv6,
     /// The pod is allowed by its address because it has no label that outlives a rollout.
     ByAddress,
+    /// The pods of one end are selected by labels that pods of other workloads have too.
+    Shared,
 }
 
 impl Notice {
@@ -82,6 +84,9 @@ impl fmt::Display for Reason {
             Self::Rare => "left out: seen less often than --min-count asks for",
             Self::Old => "left out: not seen since the time that --since gives",
             Self::Ipv6 => "left out at one end: Weave NPC knows no IPv6",
+            Self::Shared => {
+                "allowed for pods of other workloads too: no label tells them apart from the pods at one end"
+            }
             Self::ByAddress => {
                 "allowed by address, which a restart changes: the pod has no label that outlives a rollout"
             }

@@ -48,6 +48,16 @@ impl TargetId {
     }
 }
 
+impl Target {
+    /// Whether it is meant to be of the pods of one workload, or of some of them.
+    pub(super) fn is_of_a_workload(&self) -> bool {
+        matches!(
+            self.id.kind,
+            TargetKind::Workload { .. } | TargetKind::Pods { .. }
+        )
+    }
+}
+
 /// The text that the hash in a name is made of: it must not change between versions.
 impl fmt::Display for TargetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -22,6 +22,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     page::page,
     round::{Bounds, Naming, Round, Verdict},
+    vet::{Vetting, warn_of_clock},
 };
 use crate::{
     ingest::{Ask, PageRequest, Receiver, Refusal, Request, Session, StatusRequest},
@@ -307,7 +308,7 @@ impl Keeper {
             let answered = match ask {
                 Ask::Join => self.join(&session),
                 Ask::Store(_) if session.is_refused() => false,
-                Ask::Store(batch) => match self.apply(&mut round, &session, &batch, now) {
+                Ask::Store(mut batch) => match self.apply(&mut round, &session, &mut batch, now) {
                     Verdict::Applied => {
                         flows += batch.flows.len() as u64;
                         batches += 1;
@@ -384,6 +385,15 @@ impl Keeper {
         self.sessions
             .retain(|_, connected| connected.session.strong_count() > 0);
         let hello = &session.hello;
+        if session.is_node_proven
+            && let Some(node) = self.node_of(&hello.instance)
+            && node != hello.node
+        {
+            let reason = format!("instance {} is of node {node}", hello.instance);
+            session.refuse(Refusal::policy(reason));
+            return false;
+        }
+        warn_of_clock(session);
         let connected = Connected {
             session: Arc::downgrade(session),
             node: hello.node.clone(),
@@ -400,20 +410,31 @@ impl Keeper {
         true
     }
 
+    /// The node of an instance that is connected, or of which there is a batch in the ledger.
+    fn node_of(&self, instance: &str) -> Option<&str> {
+        let connected = self.sessions.get(instance).map(|connected| &connected.node);
+        let stored = self.state.agents.get(instance).map(|agent| &agent.node);
+        connected.or(stored).map(String::as_str)
+    }
+
     /// Adds a batch to the round: unless it is refused, it is to be acknowledged once the round is committed.
     fn apply(
         &mut self,
         round: &mut Round,
         session: &Session,
-        batch: &Packed<KnownEnd>,
+        batch: &mut Packed<KnownEnd>,
         now: Timestamp,
     ) -> Verdict {
         let hello = &session.hello;
         let sequence = batch.sequence;
-        let index = match (hello.resolve, &self.topology) {
-            (Resolve::Local, Some(view)) => Some(view.index()),
-            (Resolve::Local, None) | (Resolve::Both, _) => None,
-        };
+        let known = self.topology.as_ref().map(View::index);
+        Vetting {
+            now,
+            node: session.is_node_proven.then_some(&*hello.node),
+            index: known.as_deref(),
+        }
+        .vet(batch);
+        let index = known.filter(|_| hello.resolve == Resolve::Local);
         let name = |record: &mut FlowRecord| {
             if let Some(index) = &index {
                 index.name_ends(record);

@@ -306,3 +306,14 @@ async fn a_token_of_another_node_s_pod_is_refused() {
     };
     assert_eq!(peer.hear().await, Some(refusal));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_keeper_learns_whether_a_token_says_the_node() {
+    for (node, is_proven) in [(Some("node-1".to_owned()), true), (None, false)] {
+        let mut peer = Peer::connect_as(Admission { node }).await;
+        peer.join().await;
+        peer.say(&batch(1)).await;
+        let (session, _) = peer.receive().await;
+        assert_eq!(session.is_node_proven, is_proven);
+    }
+}

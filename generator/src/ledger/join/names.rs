@@ -1,6 +1,8 @@
 //! The newest details of every pod and service.
 //!
-//! A pod may be relabelled while it is observed. Its edges must not disagree on its labels, so each gets the newest.
+//! A pod may be relabelled while it is observed. Its edges must not disagree on its labels, so each gets the newest of those
+//! that the pod's own side said, and only where there are none the newest of all: nobody who calls a pod, or is called by it,
+//! may say which labels it has as long as its own node's agent does.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -10,16 +12,28 @@ use std::{
 use flow::{
     endpoint::{Endpoint, Pod, Service},
     observations::PodId,
+    record::Direction,
     time::Timestamp,
 };
 
 use super::Sighting;
 
-type Newest<T> = (Timestamp, Arc<T>);
+/// Who said it, and when. What is greater counts.
+type Word = (Side, Timestamp);
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Side {
+    Other,
+    /// The end that was observed.
+    Own,
+}
+
+type Best<T> = (Word, Arc<T>);
 
 pub(super) struct Names<'a> {
-    pods: BTreeMap<PodId, Newest<Pod>>,
-    services: BTreeMap<(&'a str, &'a str), Newest<Service>>,
+    pods: BTreeMap<PodId, Best<Pod>>,
+    /// A service is on no node, so the side does not matter.
+    services: BTreeMap<(&'a str, &'a str), Best<Service>>,
 }
 
 impl<'a> Names<'a> {
@@ -32,10 +46,17 @@ impl<'a> Names<'a> {
         };
         for sighting in sightings {
             let last_seen = sighting.observation.last_seen;
-            for endpoint in [&sighting.src.endpoint, &sighting.dst.endpoint] {
+            let (client, server) = match sighting.observation.key.direction {
+                Direction::Egress => (Side::Own, Side::Other),
+                Direction::Ingress => (Side::Other, Side::Own),
+            };
+            for (endpoint, side) in [
+                (&sighting.src.endpoint, client),
+                (&sighting.dst.endpoint, server),
+            ] {
                 match endpoint {
                     Endpoint::Pod { pod, service } => {
-                        keep(names.pods.entry(PodId::of(pod)), last_seen, pod);
+                        keep(names.pods.entry(PodId::of(pod)), (side, last_seen), pod);
                         if let Some(service) = service {
                             names.add_service(last_seen, service);
                         }
@@ -77,15 +98,15 @@ impl<'a> Names<'a> {
         keep(
             self.services
                 .entry((service.namespace.as_str(), service.name.as_str())),
-            time,
+            (Side::Other, time),
             service,
         );
     }
 }
 
-fn keep<K: Ord, T>(entry: Entry<'_, K, Newest<T>>, time: Timestamp, details: &Arc<T>) {
-    let newest = entry.or_insert_with(|| (time, Arc::clone(details)));
-    if newest.0 < time {
-        *newest = (time, Arc::clone(details));
+fn keep<K: Ord, T>(entry: Entry<'_, K, Best<T>>, word: Word, details: &Arc<T>) {
+    let best = entry.or_insert_with(|| (word, Arc::clone(details)));
+    if best.0 < word {
+        *best = (word, Arc::clone(details));
     }
 }

@@ -6,7 +6,7 @@ mod golden;
 mod minimal;
 mod properties;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use flow::{
     endpoint::{Endpoint, Labels, Pod, Workload},
@@ -19,9 +19,10 @@ use k8s_openapi::{
 };
 
 use super::*;
+use crate::ledger::Edge;
 use crate::samples::{
-    address, bare, host_pod, labels, ledger, node, pod, record, served, service, unlabelled,
-    without_selector,
+    address, bare, host_pod, labels, ledger, node, pod, record, served, service, synthesise,
+    unlabelled, without_selector,
 };
 
 fn options(namespace: &str, granularity: Granularity) -> Options {
@@ -247,6 +248,74 @@ fn a_workload_is_selected_by_what_all_its_pods_have_in_common() {
             "policy-batch > {shop}{app=db} 3306/TCP",
             "policy-db {app=db}",
             "policy-db < {shop}{app=batch} 3306/TCP",
+        ],
+    );
+}
+
+/// A pod of a deployment, first seen at this second.
+fn of_deployment(name: &str, uid: &str, pairs: &[(&str, &str)], second: u64) -> (Endpoint, u64) {
+    let mut pod = with_labels(name, pairs);
+    pod.uid = uid.to_owned();
+    pod.name = format!("{name}-{uid}");
+    (bare(pod), second)
+}
+
+fn call_of_db((client, second): (Endpoint, u64)) -> FlowRecord {
+    let mut record = record(Ingress, client, db(), 3306, 1);
+    record.first_seen = Timestamp::from_nanos(second * 1_000_000_000);
+    record
+}
+
+#[test]
+fn a_workload_that_was_given_other_labels_does_not_select_what_it_shares_with_others() {
+    let (team, other) = (("team", "shop"), [("app", "other"), ("team", "shop")]);
+    let old = [("app", "web"), team, ("version", "7")];
+    let new = [("app.kubernetes.io/name", "web"), team];
+    let records = [
+        call_of_db(of_deployment("web", "a", &old, 10)),
+        call_of_db(of_deployment("web", "b", &[("app", "web"), team], 20)),
+        call_of_db(of_deployment("web", "c", &new, 30)),
+        call_of_db(of_deployment("other", "d", &other, 5)),
+    ];
+    for granularity in [Granularity::Service, Granularity::Workload] {
+        check_with(
+            records.clone(),
+            &options("shop", granularity),
+            &[
+                "policy-db {app=db}",
+                "policy-db < {shop}{app=other,team=shop} 3306/TCP",
+                "policy-db < {shop}{app=web,team=shop} 3306/TCP",
+                "policy-db < {shop}{app.kubernetes.io/name=web,team=shop} 3306/TCP",
+                "policy-other {app=other,team=shop}",
+                "policy-other > {shop}{app=db} 3306/TCP",
+                "policy-web {app.kubernetes.io/name=web,team=shop}",
+                "policy-web > {shop}{app=db} 3306/TCP",
+                "policy-web-06df427a {app=web,team=shop}",
+                "policy-web-06df427a > {shop}{app=db} 3306/TCP",
+            ],
+        );
+    }
+}
+
+#[test]
+fn labels_that_several_workloads_have_are_said_to_be_shared() {
+    let team = [("team", "shop")];
+    check(
+        [
+            call_of_db(of_deployment("web", "a", &team, 10)),
+            call_of_db(of_deployment(
+                "other",
+                "b",
+                &[("app", "other"), team[0]],
+                10,
+            )),
+        ],
+        &[
+            "policy-db {app=db}",
+            "policy-db < {shop}{team=shop} 3306/TCP",
+            "policy-web {team=shop}",
+            "policy-web > {shop}{app=db} 3306/TCP",
+            "Shared: shop/web-a -> shop/db-node-2:3306",
         ],
     );
 }
@@ -693,13 +762,13 @@ fn files_of_several_namespaces_lie_side_by_side() {
     .edges();
     let mut all = options("shop", Granularity::Service);
     all.namespaces = Namespaces::All;
-    let files = synthesise(&edges, &all).files(&all.namespaces).unwrap();
+    let files = synthesise(&edges, &all).files;
     assert_eq!(
         files.keys().collect::<Vec<_>>(),
         ["bank.policy-db.yaml", "shop.policy-db.yaml"]
     );
     let one = options("shop", Granularity::Service);
-    let files = synthesise(&edges, &one).files(&one.namespaces).unwrap();
+    let files = synthesise(&edges, &one).files;
     assert_eq!(files.keys().collect::<Vec<_>>(), ["policy-db.yaml"]);
 }
 
@@ -715,9 +784,7 @@ fn a_policy_is_written_as_kubectl_prints_it() {
         1,
     )])
     .edges();
-    let files = synthesise(&edges, &options)
-        .files(&options.namespaces)
-        .unwrap();
+    let files = synthesise(&edges, &options).files;
     let expected = r#"apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:

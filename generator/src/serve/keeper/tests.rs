@@ -32,7 +32,7 @@ fn hello(instance: &str) -> Hello {
 /// A batch with two flows, seen a day after the epoch.
 fn batch(sequence: u64) -> Packed<KnownEnd> {
     let seen = DAY / 1_000_000_000;
-    let batch: Packed<End> = serde_json::from_value(json!({
+    let batch = json!({
         "sequence": sequence,
         "window": {"from": seen, "to": seen},
         "hostname": "node-1",
@@ -41,8 +41,11 @@ fn batch(sequence: u64) -> Packed<KnownEnd> {
             {"src": 0, "dst": 1, "port": 80, "count": 1, "last_seen": seen},
             {"src": 0, "dst": 1, "port": 81, "count": 1, "last_seen": seen},
         ],
-    }))
-    .unwrap();
+    });
+    known(serde_json::from_value(batch).unwrap())
+}
+
+fn known(batch: Packed<End>) -> Packed<KnownEnd> {
     let mut serial = 0;
     let known = batch.try_map(|end| {
         serial += 1;
@@ -120,7 +123,7 @@ async fn what_is_old_is_what_agents_have_told_of_long_before_the_newest() {
 async fn what_is_counted_as_stored_was_stored() {
     let mut keeper = keeper(None).await;
     let (queue, _receiver) = ingest::queue();
-    let (session, feedback) = Session::new(hello("one"), Timestamp::default());
+    let (session, feedback) = Session::new(hello("one"), false, Timestamp::default());
     let mut group = Vec::new();
     for sequence in [1, 1, 2, 7] {
         group.push(Request {
@@ -135,4 +138,71 @@ async fn what_is_counted_as_stored_was_stored() {
     let meter = &keeper.meter;
     let counted = [&meter.batches, &meter.flows, &meter.repeated].map(|counter| counter.get());
     assert_eq!(counted, [2, 4, 1]);
+}
+
+/// Joins as an agent of this node; gives the session if it is let in, else why it is not.
+fn join(
+    keeper: &mut Keeper,
+    instance: &str,
+    node: &str,
+    is_node_proven: bool,
+) -> Result<Arc<Session>, String> {
+    let hello = Hello {
+        node: node.to_owned(),
+        ..hello(instance)
+    };
+    let (session, feedback) = Session::new(hello, is_node_proven, Timestamp::default());
+    if keeper.join(&session) {
+        return Ok(session);
+    }
+    let refusal = feedback.borrow().refusal.clone();
+    Err(refusal.unwrap().reason)
+}
+
+#[tokio::test]
+async fn an_agent_does_not_take_over_the_instance_of_another_node() {
+    let mut keeper = keeper(None).await;
+    let owner = join(&mut keeper, "one", "node-1", true).unwrap();
+    let refused = Err("instance one is of node node-1".to_owned());
+    let result = join(&mut keeper, "one", "node-2", true).map(drop);
+    assert_eq!(result, refused);
+    assert!(!owner.is_refused());
+    // Nor when it is away.
+    let hello = owner.hello.clone();
+    keeper.state.agents.advance(&hello, 7, Timestamp::default());
+    drop(owner);
+    let result = join(&mut keeper, "one", "node-2", true).map(drop);
+    assert_eq!(result, refused);
+    // It may come back, and others have their own.
+    let back = join(&mut keeper, "one", "node-1", true).unwrap();
+    let again = join(&mut keeper, "one", "node-1", true).unwrap();
+    assert!(back.is_refused() && !again.is_refused());
+    drop(join(&mut keeper, "two", "node-2", true).unwrap());
+    // Where no token says it, a node may have been given another name.
+    drop(join(&mut keeper, "two", "node-1", false).unwrap());
+}
+
+#[tokio::test]
+async fn a_batch_is_vetted_before_it_counts() {
+    let flows = r#"{"sequence": 1, "window": {"from": 1, "to": 9000}, "hostname": "node-2",
+        "ends": [{"address": "10.0.0.1", "pod": {"id": "a", "namespace": "shop", "name": "a", "node": "node-1"}},
+                 {"address": "10.0.0.2", "pod": {"id": "b", "namespace": "shop", "name": "b", "node": "node-2"}}],
+        "flows": [{"src": 0, "dst": 1, "direction": "egress", "port": 80, "count": 2, "last_seen": 9000},
+                  {"src": 0, "dst": 1, "direction": "ingress", "port": 80, "count": 3, "last_seen": 9000}]}"#;
+    for (is_node_proven, taken, lost, hostname) in [(true, 1, 3, "node-1"), (false, 2, 0, "node-2")]
+    {
+        let mut keeper = keeper(None).await;
+        let session = join(&mut keeper, "one", "node-1", is_node_proven).unwrap();
+        let mut batch = known(serde_json::from_str(flows).unwrap());
+        let mut round = Round::new(Bounds::default());
+        let now = Timestamp::from_nanos(1_000_000_000_000);
+        let verdict = keeper.apply(&mut round, &session, &mut batch, now);
+        assert!(matches!(verdict, Verdict::Applied));
+        let records: Vec<FlowRecord> = keeper.state.ledger.records().collect();
+        assert_eq!((records.len(), keeper.state.losses.total()), (taken, lost));
+        for record in records {
+            assert_eq!(record.hostname, hostname);
+            assert_eq!(record.last_seen, Timestamp::from_nanos(1_060_000_000_000));
+        }
+    }
 }

@@ -1,0 +1,98 @@
+//! Which labels stand for a workload whose pods were not all made alike.
+//!
+//! What the pods of all times have in common outlives rollouts: a label that says a version goes. But of a workload that was
+//! given other labels, as when it is deleted and made anew, perhaps nothing remains but what half of the namespace has, and a
+//! selector of that would close or open pods that nobody meant. So labels are given up only as long as the rest selects no
+//! pod of another workload that the newest pods' own labels do not. Pods that are not selected in the end have their own
+//! labels as their selector.
+
+use std::{cmp::Reverse, collections::BTreeMap};
+
+use flow::{endpoint::Labels, time::Timestamp};
+
+use super::labels::selects;
+
+/// The different labels of a workload's pods, and when the newest pod with them appeared.
+#[derive(Debug, Default)]
+pub(super) struct Variants(BTreeMap<Labels, Timestamp>);
+
+impl Variants {
+    /// Adds a pod by its stable labels.
+    pub(super) fn add(&mut self, labels: Labels, appeared: Timestamp) {
+        let newest = self.0.entry(labels).or_insert(appeared);
+        *newest = appeared.max(*newest);
+    }
+
+    /// The labels to select by; none if the newest pods have none. `strangers` counts the pods of other workloads that
+    /// labels, of which there is at least one, select.
+    pub(super) fn common(self, strangers: impl Fn(&Labels) -> usize) -> Labels {
+        let mut newest_first: Vec<(Labels, Timestamp)> = self.0.into_iter().collect();
+        // The sort is stable: of those that appeared together the first by its labels comes first.
+        newest_first.sort_by_key(|(_, appeared)| Reverse(*appeared));
+        let mut variants = newest_first.into_iter().map(|(labels, _)| labels);
+        let mut common = variants.next().unwrap_or_default();
+        // Counted once it is needed: most workloads have one variant only.
+        let mut known = None;
+        // Workloads may have very many variants, which leave few different rests.
+        let mut tried = BTreeMap::<Labels, bool>::new();
+        for older in variants {
+            if selects(&common, &older) {
+                continue;
+            }
+            let mut rest = common.clone();
+            rest.retain(|key, value| older.get(key) == Some(value));
+            if rest.is_empty() {
+                continue;
+            }
+            let known = *known.get_or_insert_with(|| strangers(&common));
+            let is_precise = *tried
+                .entry(rest.clone())
+                .or_insert_with_key(|rest| strangers(rest) <= known);
+            if is_precise {
+                common = rest;
+            }
+        }
+        common
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::labels;
+
+    /// The common labels of variants, the newest first. Every pod of another workload has `shared`.
+    fn check(newest_first: &[&[(&str, &str)]], expected: &[(&str, &str)]) {
+        let mut variants = Variants::default();
+        for (age, pairs) in (0..).zip(newest_first) {
+            variants.add(labels(pairs), Timestamp::from_nanos(100 - age));
+            variants.add(labels(pairs), Timestamp::from_nanos(1));
+        }
+        let shared = labels(&[("team", "shop"), ("tier", "web")]);
+        let common = variants.common(|rest| if selects(rest, &shared) { 7 } else { 0 });
+        assert_eq!(common, labels(expected), "{newest_first:?}");
+    }
+
+    #[test]
+    fn labels_are_given_up_as_long_as_no_other_pods_are_selected_by_the_rest() {
+        let [old, new] = [("app", "web"), ("name", "web")];
+        let (team, tier) = (("team", "shop"), ("tier", "web"));
+        check(&[&[new, team]], &[new, team]);
+        check(&[&[new, team], &[old, team]], &[new, team]);
+        check(&[&[old, team], &[new, team]], &[old, team]);
+        check(
+            &[
+                &[old, team, ("version", "2")],
+                &[old, team, ("version", "1")],
+            ],
+            &[old, team],
+        );
+        // The one between them is not like the others, which have a label in common.
+        check(&[&[old, team], &[new, team], &[old]], &[old]);
+        // A workload that never had a label of its own.
+        check(&[&[team, tier], &[team]], &[team]);
+        check(&[&[new], &[old]], &[new]);
+        check(&[&[], &[old]], &[]);
+        check(&[&[old], &[]], &[old]);
+    }
+}
