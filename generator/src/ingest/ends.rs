@@ -18,7 +18,7 @@ use super::Refusal;
 use crate::ledger::KnownEnd;
 
 /// How much is kept of ends, in bytes, of all agents: that of some forty thousand. When it is more, all are forgotten.
-const MAX_KEPT: usize = 32 << 20;
+const MAX_KEPT: usize = 128 << 20;
 
 /// Decodes ends. Copies have what they know in common.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ impl Ends {
         bounds::end(&decoded).map_err(|invalid| {
             Refusal::invalid(invalid.within(&format!("ends[{index}]")).to_string())
         })?;
-        Ok(self.lock().keep(fingerprint, end.0.len(), decoded))
+        Ok(self.lock().keep(fingerprint, decoded))
     }
 
     /// Nothing panics while it is held.
@@ -86,14 +86,14 @@ impl Default for Ends {
 }
 
 impl Table {
-    fn keep(&mut self, fingerprint: Fingerprint, length: usize, mut end: End) -> KnownEnd {
+    fn keep(&mut self, fingerprint: Fingerprint, mut end: End) -> KnownEnd {
         self.common.share_end(&mut end.endpoint);
         self.serials += 1;
         let known = KnownEnd {
             serial: self.serials,
             end: Arc::new(end),
         };
-        let cost = length + known.weight();
+        let cost = known.weight();
         if self.kept + cost > MAX_KEPT {
             self.known.clear();
             self.kept = 0;
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_bounded() {
         let ends = Ends::default();
-        for number in 0..2 * MAX_KEPT / 900 {
+        for number in 0..2 * MAX_KEPT / 1_800 {
             decode(&ends, &format!("web-{number}")).unwrap();
             let table = ends.lock();
             assert!(table.kept <= MAX_KEPT && table.known.len() <= MAX_KEPT / 900);

@@ -37,8 +37,9 @@ pub use self::{
     watchers::Watchers,
 };
 
-/// The most connections at a time. More are told to come back later.
-pub const MAX_CONNECTIONS: usize = 4_096;
+/// The most connections at a time, which is more than the 5,000 nodes of the largest cluster that Kubernetes is made for. More
+/// are told to come back later.
+pub const MAX_CONNECTIONS: usize = 8_192;
 
 /// How long the TLS handshake may take.
 const TLS_DEADLINE: Duration = Duration::from_secs(10);
@@ -105,8 +106,9 @@ impl Server {
             let (Some(stranger), Ok(place)) = (stranger, place) else {
                 if !crowded {
                     warn!(
-                        limit = MAX_CONNECTIONS,
-                        "too many connections, more are sent away"
+                        %peer,
+                        open = MAX_CONNECTIONS - places.available_permits(),
+                        "too many connections, or too many that have not said who they are: more are sent away"
                     );
                 }
                 crowded = true;

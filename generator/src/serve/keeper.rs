@@ -1,9 +1,9 @@
 //! The keeper: the one task that owns the ledger and its store.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     pin::pin,
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -11,7 +11,7 @@ use flow::{
     record::FlowRecord,
     source::View,
     time::Timestamp,
-    wire::{Health, Packed, Resolve},
+    wire::{Packed, Resolve},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -22,7 +22,8 @@ use tracing::{debug, error, info, warn};
 use super::{
     page::page,
     round::{Bounds, Naming, Round, Verdict},
-    vet::{Vetting, warn_of_clock},
+    sessions::Sessions,
+    vet::Vetting,
 };
 use crate::{
     ingest::{Ask, PageRequest, Receiver, Refusal, Request, Session, StatusRequest},
@@ -72,31 +73,6 @@ pub struct Limits {
     pub retain: Option<Duration>,
 }
 
-/// A connection that was let in.
-#[derive(Debug)]
-struct Connected {
-    session: Weak<Session>,
-    node: String,
-    version: String,
-    /// The end of the last window that it has reported.
-    reported_until: Option<Timestamp>,
-    /// How it was when it made its last batch.
-    health: Option<Health>,
-    clock_ahead: Option<f64>,
-    capabilities: Vec<String>,
-}
-
-impl Connected {
-    /// Says what is known of the connection.
-    fn describe(&self, agent: &mut AgentStatus) {
-        agent.connected = true;
-        agent.reported_until = self.reported_until;
-        agent.health = self.health;
-        agent.clock_ahead_seconds = self.clock_ahead;
-        agent.capabilities.clone_from(&self.capabilities);
-    }
-}
-
 /// Owns the state and the store.
 #[derive(Debug)]
 pub struct Keeper {
@@ -106,8 +82,7 @@ pub struct Keeper {
     loads: u64,
     /// What is known of the cluster, if anything.
     topology: Option<View>,
-    /// The last connection of each instance.
-    sessions: HashMap<String, Connected>,
+    sessions: Sessions,
     limits: Limits,
     meter: Meter,
     started: Timestamp,
@@ -136,7 +111,7 @@ impl Keeper {
             state,
             loads: 0,
             topology,
-            sessions: HashMap::new(),
+            sessions: Sessions::default(),
             limits,
             meter,
             started: Timestamp::from(SystemTime::now()),
@@ -246,23 +221,14 @@ impl Keeper {
             .collect();
         // They are in the order of their instances.
         let stored = agents.len();
-        for (instance, connected) in &self.sessions {
-            if connected.session.strong_count() == 0 {
-                continue;
-            }
+        for (instance, connected) in self.sessions.iter() {
             let found =
                 agents[..stored].binary_search_by(|agent| agent.instance.as_str().cmp(instance));
             match found {
                 Ok(place) => connected.describe(&mut agents[place]),
                 Err(_) => {
-                    let mut agent = AgentStatus {
-                        node: connected.node.clone(),
-                        instance: instance.clone(),
-                        version: connected.version.clone(),
-                        lost: lost.get(connected.node.as_str()).copied().unwrap_or(0),
-                        ..AgentStatus::default()
-                    };
-                    connected.describe(&mut agent);
+                    let mut agent = connected.status(instance);
+                    agent.lost = lost.get(agent.node.as_str()).copied().unwrap_or(0);
                     agents.push(agent);
                 }
             }
@@ -375,46 +341,19 @@ impl Keeper {
         }
     }
 
-    /// Whether the session is let in. The older connection of an instance makes way for the newer: its agent has given it
-    /// up.
+    /// Whether the session is let in.
     fn join(&mut self, session: &Arc<Session>) -> bool {
-        if let Err(refusal) = self.can_name(session.hello.resolve) {
+        let hello = &session.hello;
+        let stored = self.state.agents.get(&hello.instance);
+        let joined = self.can_name(hello.resolve).and_then(|()| {
+            self.sessions
+                .join(session, stored.map(|agent| &*agent.node))
+        });
+        if let Err(refusal) = joined {
             session.refuse(refusal);
             return false;
         }
-        self.sessions
-            .retain(|_, connected| connected.session.strong_count() > 0);
-        let hello = &session.hello;
-        if session.is_node_proven
-            && let Some(node) = self.node_of(&hello.instance)
-            && node != hello.node
-        {
-            let reason = format!("instance {} is of node {node}", hello.instance);
-            session.refuse(Refusal::policy(reason));
-            return false;
-        }
-        warn_of_clock(session);
-        let connected = Connected {
-            session: Arc::downgrade(session),
-            node: hello.node.clone(),
-            version: hello.version.clone(),
-            reported_until: None,
-            health: None,
-            clock_ahead: session.clock_ahead,
-            capabilities: hello.capabilities.clone(),
-        };
-        let older = self.sessions.insert(hello.instance.clone(), connected);
-        if let Some(older) = older.and_then(|older| older.session.upgrade()) {
-            older.refuse(Refusal::policy("the same instance has connected again"));
-        }
         true
-    }
-
-    /// The node of an instance that is connected, or of which there is a batch in the ledger.
-    fn node_of(&self, instance: &str) -> Option<&str> {
-        let connected = self.sessions.get(instance).map(|connected| &connected.node);
-        let stored = self.state.agents.get(instance).map(|agent| &agent.node);
-        connected.or(stored).map(String::as_str)
     }
 
     /// Adds a batch to the round: unless it is refused, it is to be acknowledged once the round is committed.
@@ -442,16 +381,13 @@ impl Keeper {
         };
         let naming = index.is_some().then_some(&name as Naming<'_>);
         round.make_room_for(&mut self.state, &hello.instance, |instance| {
-            is_connected(&self.sessions, instance)
+            self.sessions.has(instance)
         });
         let verdict = round.apply(&mut self.state, hello, batch, naming, now);
         match verdict {
             Verdict::Applied => {
-                if let Some(connected) = self.sessions.get_mut(&hello.instance) {
-                    let until = connected.reported_until;
-                    connected.reported_until = until.max(Some(batch.window.to));
-                    connected.health = batch.health.or(connected.health);
-                }
+                self.sessions
+                    .report(&hello.instance, batch.window.to, batch.health);
             }
             Verdict::Known => {
                 self.meter.repeated.inc();
@@ -501,7 +437,7 @@ impl Keeper {
         round.forget_before(
             &mut self.state,
             now.saturating_sub(REMEMBER_INSTANCES),
-            |instance| is_connected(&self.sessions, instance),
+            |instance| self.sessions.has(instance),
         );
         let forgotten = before - self.state.agents.iter().count();
         if forgotten > 0 {
@@ -517,20 +453,13 @@ impl Keeper {
     fn newest(&self) -> Timestamp {
         let observed = self.state.ledger.last_seen();
         let lost = self.state.losses.iter();
-        let reported = self.sessions.values();
         observed
             .into_iter()
             .chain(lost.map(|(_, _, loss)| loss.window.to))
-            .chain(reported.filter_map(|connected| connected.reported_until))
+            .chain(self.sessions.reported_until())
             .max()
             .unwrap_or_default()
     }
-}
-
-fn is_connected(sessions: &HashMap<String, Connected>, instance: &str) -> bool {
-    sessions
-        .get(instance)
-        .is_some_and(|connected| connected.session.strong_count() > 0)
 }
 
 #[cfg(test)]

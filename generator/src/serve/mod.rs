@@ -8,6 +8,7 @@ mod keeper;
 mod page;
 mod publish;
 mod round;
+mod sessions;
 mod vet;
 
 use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};

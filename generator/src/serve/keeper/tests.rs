@@ -4,7 +4,7 @@ use flow::wire::{End, Hello, Window};
 use serde_json::json;
 
 use super::*;
-use crate::ingest;
+use crate::{ingest, serve::sessions::MAX_OF_A_NODE};
 
 const DAY: u64 = 24 * 60 * 60 * 1_000_000_000;
 
@@ -183,6 +183,25 @@ async fn an_agent_does_not_take_over_the_instance_of_another_node() {
 }
 
 #[tokio::test]
+async fn one_node_does_not_take_the_places_of_all() {
+    let mut keeper = keeper(None).await;
+    let few: Vec<_> = (0..MAX_OF_A_NODE)
+        .map(|number| join(&mut keeper, &number.to_string(), "node-1", true).unwrap())
+        .collect();
+    let more = join(&mut keeper, "more", "node-1", true).map(drop);
+    assert_eq!(
+        more,
+        Err("8 agents of node node-1 are connected".to_owned())
+    );
+    // One of them may come again, and others may come.
+    drop(join(&mut keeper, "0", "node-1", true).unwrap());
+    let other = join(&mut keeper, "other", "node-2", true).unwrap();
+    drop(few);
+    drop(join(&mut keeper, "more", "node-1", true).unwrap());
+    drop(other);
+}
+
+#[tokio::test]
 async fn a_batch_is_vetted_before_it_counts() {
     let flows = r#"{"sequence": 1, "window": {"from": 1, "to": 9000}, "hostname": "node-2",
         "ends": [{"address": "10.0.0.1", "pod": {"id": "a", "namespace": "shop", "name": "a", "node": "node-1"}},
@@ -197,7 +216,7 @@ async fn a_batch_is_vetted_before_it_counts() {
         let mut round = Round::new(Bounds::default());
         let now = Timestamp::from_nanos(1_000_000_000_000);
         let verdict = keeper.apply(&mut round, &session, &mut batch, now);
-        assert!(matches!(verdict, Verdict::Applied));
+        assert_eq!(verdict, Verdict::Applied);
         let records: Vec<FlowRecord> = keeper.state.ledger.records().collect();
         assert_eq!((records.len(), keeper.state.losses.total()), (taken, lost));
         for record in records {
