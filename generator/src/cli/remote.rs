@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use flow::transport::{ClientFiles, Secret, TokenFile};
+use flow::transport::{ClientFiles, Secret, TokenFile, dial};
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{
@@ -20,7 +20,6 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
     runtime::Runtime,
     time::timeout,
 };
@@ -41,7 +40,7 @@ const MAX_REFUSAL: u64 = 500;
 #[derive(Debug, clap::Args)]
 pub(super) struct Remote {
     /// A running generator to read from; where there are files they are read instead, a folder of a ledger is not
-    #[arg(long, value_name = "URL", env = "MICROSHIELD_URL")]
+    #[arg(long, value_name = "URL", env = "MICROSHIELD_URL", value_parser = address)]
     url: Option<Uri>,
 
     #[command(flatten)]
@@ -193,16 +192,22 @@ impl Remote {
     }
 }
 
+/// Where a generator is, as the command line says it.
+fn address(text: &str) -> Result<Uri, String> {
+    let url: Uri = text.parse().map_err(|error| format!("{error}"))?;
+    match (url.scheme_str(), url.host()) {
+        (Some("http" | "https"), Some(_)) => Ok(url),
+        _ => Err("expected http://HOST:PORT or https://HOST:PORT".to_owned()),
+    }
+}
+
 /// The way to a generator whose address is known.
 async fn connect(url: &Uri) -> Result<Way> {
     let host = url.host().context("no host")?;
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let (encrypted, port) = match url.scheme_str() {
-        Some("http") => (false, 80),
-        Some("https") => (true, 443),
-        _ => bail!("expected http://HOST:PORT or https://HOST:PORT"),
-    };
-    let stream = TcpStream::connect((bare, url.port_u16().unwrap_or(port))).await?;
+    let encrypted = url.scheme_str() == Some("https");
+    let port = url.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
+    let stream = dial(bare, port).await?;
     Ok(Way {
         stream: Box::new(stream),
         encrypted,
