@@ -15,7 +15,8 @@
 //! a datagram leaves to that very address.
 //!
 //! Where there is no room for a peer, it is not known later who has spoken first. What such a socket says to those who called
-//! it, or hears from those that it called, is then a loss, and never a conversation the other way round.
+//! it, or hears from those that it called, is then a loss, and no conversation the other way round. A socket that does both can
+//! still be mistaken then, in a window that says what it lost.
 
 use agent_common::{
     address::Address,

@@ -28,6 +28,9 @@ const SINGLES: Duration = Duration::from_millis(50);
 /// At least, however late a drain was: lines of the Scope probe's log that belong together may lie a drain apart, and not more.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How often the cgroups are looked through for one that is not known, between two drains.
+const LOOKS: Duration = Duration::from_millis(250);
+
 /// Drains that may fail one after the other, as for a shortage of memory that passes.
 const MAX_FAILURES: u32 = 5;
 
@@ -57,6 +60,17 @@ pub struct Totals {
     pub no_port: u64,
     /// Losses by reason.
     pub losses: Losses,
+}
+
+/// When something is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// Between two drains.
+    Between,
+    /// With a drain.
+    Drain,
+    /// When no other drain will come.
+    Last,
 }
 
 /// What it takes to name what was captured.
@@ -101,6 +115,7 @@ impl Collector {
             reports,
             pulse,
             totals: Totals::default(),
+            looked: Instant::now(),
         };
         let thread = thread::Builder::new()
             .name("collector".to_owned())
@@ -164,6 +179,8 @@ struct Worker<C> {
     reports: mpsc::Sender<Report>,
     pulse: Pulse,
     totals: Totals,
+    /// When the cgroups could be looked through anew.
+    looked: Instant,
 }
 
 impl<C: Drain> Worker<C> {
@@ -234,8 +251,12 @@ impl<C: Drain> Worker<C> {
 
     /// Reports single connections, a portion at a time, until there are few left or another drain is due.
     fn take_single(&mut self, until: Instant) -> Result<(), capture::Error> {
+        if self.looked.elapsed() >= LOOKS {
+            self.looked = Instant::now();
+            self.naming.identity.look_again();
+        }
         while let Some(Portion { drained, is_full }) = self.capture.take_single()? {
-            let report = self.report(drained, false);
+            let report = self.report(drained, Turn::Between);
             let is_taken = self.reports.blocking_send(report).is_ok();
             if !is_full || !is_taken || Instant::now() >= until {
                 break;
@@ -250,8 +271,9 @@ impl<C: Drain> Worker<C> {
         }
         let drained = self.capture.drain(last)?;
         self.naming.identity.next_round();
+        self.looked = Instant::now();
         self.pulse.beat();
-        Ok(self.report(drained, last))
+        Ok(self.report(drained, if last { Turn::Last } else { Turn::Drain }))
     }
 
     /// Reports what still waits, when there will be no other drain. What the kernel has is lost.
@@ -262,22 +284,22 @@ impl<C: Drain> Worker<C> {
             observations: Box::new(std::iter::empty()),
             losses: Losses::new(),
         };
-        let report = self.report(nothing, true);
+        let report = self.report(nothing, Turn::Last);
         if self.reports.blocking_send(report).is_err() {
             tracing::debug!("nobody is left to report to");
         }
     }
 
-    fn report(&mut self, mut drained: Drained, last: bool) -> Report {
+    fn report(&mut self, mut drained: Drained, turn: Turn) -> Report {
         let log = self.scope.as_mut().map(|scope| {
             let drain = scope::Drain {
                 window: drained.window,
                 losses: &drained.losses,
-                is_last: last,
+                is_last: turn == Turn::Last,
             };
             (scope, drain)
         });
-        let released = self.naming.name(drained.observations, log, last);
+        let released = self.naming.name(drained.observations, log, turn);
         let held = self.naming.hold.oldest();
         // What is lost here may be read again.
         let scope = self.scope.as_ref().filter(|_| released.lost == 0);
@@ -320,13 +342,13 @@ impl Naming {
         now.checked_sub(Duration::from_nanos(age)).unwrap_or(now)
     }
 
-    /// Names what can be named for good, and keeps the rest unless this is the `last` time. What the log of the Scope probe
+    /// Names what can be named for good, and keeps the rest unless this is the last time. What the log of the Scope probe
     /// tells is merged first, for which all of a drain has to be there; without one each is named as it comes.
     fn name(
         &mut self,
         observations: impl Iterator<Item = Observation>,
         log: Option<(&mut ScopeLog, scope::Drain<'_>)>,
-        last: bool,
+        turn: Turn,
     ) -> Released {
         let now = Instant::now();
         let heard = self.heard(now);
@@ -350,11 +372,12 @@ impl Naming {
                 Box::new(scope.merge(drain, seen.collect(), &is_here).into_iter())
             }
         };
-        match (view.is_ready(), last) {
-            (true, false) => hold.release(sightings, resolver, &index, now, heard),
-            (true, true) => hold.release_all(sightings, resolver, &index),
-            (false, false) => hold.keep(sightings, now),
-            (false, true) => hold.lose_all(sightings),
+        match (view.is_ready(), turn) {
+            (true, Turn::Between) => hold.release_new(sightings, resolver, &index, now, heard),
+            (true, Turn::Drain) => hold.release(sightings, resolver, &index, now, heard),
+            (true, Turn::Last) => hold.release_all(sightings, resolver, &index),
+            (false, Turn::Between | Turn::Drain) => hold.keep(sightings, now),
+            (false, Turn::Last) => hold.lose_all(sightings),
         }
     }
 }

@@ -117,7 +117,23 @@ impl Hold {
         heard: Instant,
     ) -> Released {
         let patience = Some(self.patience);
-        self.name(sightings, resolver, index, (now, heard), patience)
+        let waiting = std::mem::take(&mut self.waiting);
+        self.name(waiting, sightings, resolver, index, (now, heard), patience)
+    }
+
+    /// Names what is new, as [`Self::release`] does, and leaves what waits as it is: for what comes many times a second, and in
+    /// no order.
+    pub fn release_new(
+        &mut self,
+        sightings: impl IntoIterator<Item = Sighting>,
+        resolver: &Resolver,
+        index: &Index,
+        now: Instant,
+        heard: Instant,
+    ) -> Released {
+        let patience = Some(self.patience);
+        let nothing = VecDeque::new();
+        self.name(nothing, sightings, resolver, index, (now, heard), patience)
     }
 
     /// Names everything that waits and what is new.
@@ -128,7 +144,8 @@ impl Hold {
         index: &Index,
     ) -> Released {
         let now = Instant::now();
-        self.name(sightings, resolver, index, (now, now), None)
+        let waiting = std::mem::take(&mut self.waiting);
+        self.name(waiting, sightings, resolver, index, (now, now), None)
     }
 
     /// Gives up what waits, and what is new: the cluster's objects never came to be known.
@@ -143,6 +160,7 @@ impl Hold {
 
     fn name(
         &mut self,
+        waiting: VecDeque<(Instant, Sighting)>,
         sightings: impl IntoIterator<Item = Sighting>,
         resolver: &Resolver,
         index: &Index,
@@ -150,7 +168,6 @@ impl Hold {
         patience: Option<Duration>,
     ) -> Released {
         let mut released = Released::default();
-        let waiting = std::mem::take(&mut self.waiting);
         let new = sightings.into_iter().map(|sighting| (now, sighting));
         let mut held = None;
         for (since, sighting) in waiting.into_iter().chain(new) {

@@ -125,7 +125,7 @@ impl Meter {
             ),
             (
                 "drains",
-                "Drains of the kernel's map that were taken over for delivery",
+                "Drains of the kernel's maps, and of single connections between them, that were taken over for delivery",
                 &self.drains,
             ),
             (
@@ -169,7 +169,7 @@ impl Meter {
         registry.register(
             "scope_connections",
             "Connections of the Scope probe's log by what became of them: merged with one that was captured, counted by an \
-             earlier process or long ago, seen by the probe only, or passed on from elsewhere to another node",
+             earlier process or long ago, seen by the probe only, passed on from elsewhere to another node, or left out for want of room",
             self.scope.outcomes.clone(),
         );
         let stale = Gauge::<i64>::default();

@@ -121,7 +121,9 @@ impl Resolver {
         let unknown = matches!(local, Endpoint::External(_));
         let mut record = self.record(sighting, local);
         let is_old = log.is_some_and(|log| log.is_old);
-        let is_translated = log.is_some_and(|log| log.backend.is_some());
+        // What was accepted came to the server's own address, whatever was called.
+        let is_translated =
+            matches!(seen.event, Event::Connect(_)) && log.is_some_and(|log| log.backend.is_some());
         if is_translated {
             record.via = Some(SocketAddr::new(seen.remote, seen.port));
         }

@@ -11,7 +11,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -193,28 +193,44 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         // Then its socket is gone.
         plugin.await.ok();
     }
+    let mut totals = None;
     let parting = async {
-        let totals = tokio::task::spawn_blocking(move || collector.stop())
-            .await
-            .context("the collector")?;
+        let stopped = tokio::task::spawn_blocking(move || collector.stop());
+        totals = Some(stopped.await.context("the collector")?);
         // Whatever became of capturing, what was captured is delivered first.
-        let undelivered = output
-            .await
-            .context("the output")?
-            .context("standard output")?;
-        anyhow::Ok((totals, undelivered))
+        let undelivered = output.await.context("the output")?;
+        undelivered.context("standard output")
     };
-    let (totals, undelivered) = tokio::select! {
-        parted = timeout(PARTING, parting) => {
-            parted.context("nobody reads standard output, or the spool's disk does not answer: what was captured last is lost")??
-        }
-        _ = terminate.recv() => return Err(anyhow!("ended by a second signal: what was captured last is lost").into()),
-        _ = interrupt.recv() => return Err(anyhow!("ended by a second signal: what was captured last is lost").into()),
+    let undelivered = tokio::select! {
+        parted = timeout(PARTING, parting) => parted.unwrap_or_else(|_elapsed| {
+            Err(anyhow!("nobody reads standard output, or the spool's disk does not answer: what was captured last is lost"))
+        }),
+        again = signalled_again() => Err(match again {
+            Ok(()) => anyhow!("ended by a second signal: what was captured last is lost"),
+            Err(error) => error.into(),
+        }),
     };
     if let Some(desk) = desk {
         desk.abort();
     }
-    log_totals(&totals?, undelivered);
+    // What ended capturing comes before what became of the rest.
+    let totals = totals.transpose()?;
+    let undelivered = undelivered?;
+    if let Some(totals) = totals {
+        log_totals(&totals, undelivered);
+    }
+    Ok(())
+}
+
+/// Waits for a signal that is more than the echo of the first: some supervisors send two at once.
+async fn signalled_again() -> io::Result<()> {
+    sleep(Duration::from_secs(1)).await;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     Ok(())
 }
 
@@ -387,7 +403,7 @@ fn log_totals(totals: &Totals, left: Leftover) {
 /// Returns when the collector has ended by itself.
 async fn ended(collector: &Collector) {
     while !collector.is_finished() {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        sleep(Duration::from_millis(200)).await;
     }
 }
 

@@ -22,7 +22,8 @@ const NO_STREAM_NS: u64 = 30_000_000_000;
 /// Of what was answered, in haste.
 const ANSWERED_NS: u64 = 5_000_000_000;
 
-/// From one look through the map to the next, in drains, as long as most of it is free.
+/// From one look through the map to the next, in drains, as long as half of it is free: what left no more than half after five
+/// seconds cannot fill it in four.
 const ROUNDS: u32 = 4;
 
 /// Room for peers, in entries, beside so many for flows. A socket's flows with a thousand clients may be one entry, while each
@@ -75,7 +76,7 @@ impl Peers {
     /// What the kernel says. Who was not forgotten stays known.
     pub(super) fn forget_silent(&mut self, now_ns: u64) -> Result<(), Error> {
         self.round = self.round.wrapping_add(1);
-        if !is_crowded(self.present, self.capacity) && !self.round.is_multiple_of(ROUNDS) {
+        if self.present <= self.capacity / 2 && !self.round.is_multiple_of(ROUNDS) {
             return Ok(());
         }
         let mut tally = Tally::default();

@@ -79,6 +79,7 @@ fn what_waits_when_capturing_fails_is_reported() {
         reports,
         pulse: Pulse::default(),
         totals: Totals::default(),
+        looked: Instant::now(),
     };
     let first = worker.drain(false).unwrap();
     assert!(first.records.is_empty(), "it waits for a name");

@@ -320,6 +320,23 @@ fn an_api_that_stays_away_keeps_nothing_back_for_ever() {
 }
 
 #[test]
+fn what_waits_is_left_alone_between_two_drains() {
+    let before = index(vec![pod("here", Some([10, 0, 1, 9]), HERE, 90)]);
+    let after = index(vec![
+        pod("here", Some([10, 0, 1, 9]), HERE, 90),
+        pod("late", Some([10, 0, 2, 7]), "node-2", 104),
+    ]);
+    let (mut hold, now) = (Hold::new(PATIENCE, Resolve::Both), Instant::now());
+    let young = || vec![sighting("here", [10, 0, 2, 7], 1)];
+    let released = hold.release_new(young(), &both_ends(), &before, now, now);
+    assert_eq!(released, Released::default());
+    let released = hold.release_new(young(), &both_ends(), &after, now, now);
+    assert_eq!(names(&released), ["shop/here -> shop/late"]);
+    let released = hold.release(Vec::new(), &both_ends(), &after, now, now);
+    assert_eq!(names(&released), ["shop/here -> shop/late"]);
+}
+
+#[test]
 fn attempts_to_port_0_are_left_out() {
     let index = index(vec![pod("here", Some([10, 0, 1, 9]), HERE, 90)]);
     let (mut hold, now) = (Hold::new(PATIENCE, Resolve::Both), Instant::now());

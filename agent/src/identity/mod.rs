@@ -54,6 +54,11 @@ impl Identity {
     pub fn next_round(&mut self) {
         self.tree.next_round();
     }
+
+    /// To be called some times between two drains, if anything is named there: the same, but nothing grows older by it.
+    pub fn look_again(&mut self) {
+        self.tree.look_again();
+    }
 }
 
 /// The owner of a process by any of its cgroup hierarchies; `None` if the process is not known or gone, so that nothing can

@@ -67,6 +67,11 @@ impl CgroupTree {
         self.read_this_round = false;
     }
 
+    /// Lets the folders be read again in this round.
+    pub fn look_again(&mut self) {
+        self.read_this_round = false;
+    }
+
     fn read(&mut self) -> io::Result<()> {
         // The root's own failure is an error; folders below may go while they are read.
         let id = fs::metadata(&self.root)?.ino();

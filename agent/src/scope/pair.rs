@@ -153,7 +153,8 @@ impl Pairs {
 
     fn keep(&mut self, round: u64, tracked: Tracked) {
         if self.tracked.len() + self.displaced.len() >= MAX_TRACKED {
-            self.left_out += 1;
+            // That of a known socket only confirms it.
+            self.left_out += u64::from(!self.has_socket(&tracked));
             return;
         }
         let ends = (tracked.called, tracked.server);
