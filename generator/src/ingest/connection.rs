@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    future::pending,
     net::SocketAddr,
     pin::pin,
     sync::Arc,
@@ -12,7 +13,7 @@ use flow::{
     time::Timestamp,
     wire::{self, Encoding, GeneratorMessage, MAX_MESSAGE_BYTES, RawMessage, bounds},
 };
-use futures_util::future::{Fuse, FutureExt as _};
+use futures_util::future::BoxFuture;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
@@ -42,7 +43,7 @@ use crate::{auth::Admission, metrics::Meter};
 /// The longest hello, in bytes. There is always room for it.
 const MAX_HELLO_BYTES: usize = 16 << 10;
 
-/// How long a message may take to arrive in the room that others wait for.
+/// How long a message may take to arrive in the room that others wait for, from when it has the room.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// How long a peer may take to say hello.
@@ -54,6 +55,13 @@ const PING_AFTER: Duration = Duration::from_secs(20);
 /// How long a peer may be silent, and not answer pings. A message counts when it is complete.
 const SILENCE_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long a message may take to arrive in all, from when it has room. Pings between its pieces do not prolong it, or
+/// a peer could keep the room for ever.
+const ARRIVAL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a join may wait for room. Nothing is heard from the peer meanwhile, so it may be gone.
+const JOIN_DEADLINE: Duration = Duration::from_secs(60);
+
 /// How long a peer may take to read what it is sent.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -63,8 +71,10 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 /// How a conversation ends.
 #[derive(Debug)]
 enum Ending {
-    /// The peer closed the connection, or it broke.
+    /// The connection broke.
     Gone(String),
+    /// The peer has said goodbye.
+    Closed(Option<CloseFrame>),
     /// The peer does what it must not.
     Refused(Refusal),
     /// The generator is stopping.
@@ -72,15 +82,9 @@ enum Ending {
 }
 
 impl Ending {
-    fn closed(frame: Option<CloseFrame>) -> Self {
-        Self::Gone(match frame {
-            None => "closed".to_owned(),
-            Some(frame) => format!(
-                "closed ({}): {}",
-                u16::from(frame.code),
-                frame.reason.escape_default()
-            ),
-        })
+    /// It cannot be told to the peer: what follows an unfinished frame would be taken for the rest of it.
+    fn unread() -> Self {
+        Self::Gone("the peer does not read".to_owned())
     }
 }
 
@@ -191,7 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Heard::Announced(_) => self.socket.admit(),
                 Heard::Message { bytes, encoding } => break (bytes, encoding),
                 Heard::Alive(pong) => self.answer(pong).await?,
-                Heard::Close(frame) => return Err(Ending::closed(frame)),
+                Heard::Close(frame) => return Err(Ending::Closed(frame)),
             }
         };
         self.encoding = encoding;
@@ -232,6 +236,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ending::Gone(reason) => {
                 info!(%peer, node = hello.node, instance = hello.instance, reason, "agent disconnected");
             }
+            Ending::Closed(frame) => {
+                let code = frame.as_ref().map(|frame| u16::from(frame.code));
+                let reason = frame.as_ref().map(|frame| frame.reason.escape_default());
+                let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();
+                info!(
+                    %peer, node = hello.node, instance = hello.instance, code, reason,
+                    "agent closed the connection"
+                );
+            }
             Ending::Refused(refusal) => {
                 warn!(%peer, node = hello.node, instance = hello.instance, reason = %refusal, "agent refused");
             }
@@ -248,20 +261,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         mut feedback: watch::Receiver<Feedback>,
         queue: &Sender,
     ) -> Result<Infallible, Ending> {
-        let room = queue.reserve(0).await?;
+        let room = tokio::select! {
+            stopping = stopping(&mut self.stop) => return Err(stopping),
+            room = timeout(JOIN_DEADLINE, queue.reserve(0)) => room.map_err(|_elapsed| {
+                let seconds = JOIN_DEADLINE.as_secs();
+                Refusal::failure(format!("no room for one more agent within {seconds} s"))
+            })??,
+        };
         queue.send(session, Ask::Join, room).await?;
         let mut welcomed = false;
-        // A message is read when there is room for it; while it waits for that, nothing is.
-        let mut waiting = false;
-        // Its place in the line for room must outlive the turns of the loop.
-        let mut reserving = pin!(Fuse::terminated());
-        // The room of the message that is read, its length, and until when it may be had.
-        let mut room: Option<Room> = None;
-        let mut length = 0;
-        let mut hurried = false;
+        let mut arrival = Arrival::new(queue);
         let mut heard = Instant::now();
         let mut pinged = heard;
         loop {
+            if arrival.has_room() {
+                self.socket.admit();
+            }
             let next_ping = heard.max(pinged) + PING_AFTER;
             let silent_at = heard + SILENCE_DEADLINE;
             tokio::select! {
@@ -270,50 +285,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     changed.or(Err(Ending::Stopping))?;
                     let Feedback { stored, refusal } = feedback.borrow_and_update().clone();
                     if let Some(sequence) = stored {
-                        self.report(sequence, &mut welcomed).await?;
+                        arrival.during(self.report(sequence, &mut welcomed)).await?;
                     }
                     if let Some(refusal) = refusal {
                         return Err(refusal.into());
                     }
                 }
-                reserved = &mut reserving => {
-                    room = Some(reserved?);
-                    (waiting, hurried) = (false, true);
-                    self.socket.admit();
+                proceeded = arrival.proceed() => {
+                    proceeded?;
                     heard = Instant::now();
                 }
-                next = self.socket.next(), if !waiting => match next? {
-                    Heard::Announced(bytes) => {
-                        length = bytes;
-                        waiting = true;
-                        reserving.set(queue.reserve(length).fuse());
-                    }
+                // A message is read when there is room for it; while it waits for that, nothing is.
+                next = self.socket.next(), if !arrival.waits() => match next? {
+                    Heard::Announced(length) => arrival.announce(length),
                     Heard::Message { bytes, encoding } => {
-                        hurried = false;
-                        if let Some(room) = room.take() {
+                        if let Some(room) = arrival.complete() {
                             self.pass_on(session, &bytes, encoding, queue, room).await?;
                         }
                         heard = Instant::now();
                     }
                     Heard::Alive(pong) => {
-                        self.answer(pong).await?;
+                        arrival.during(self.answer(pong)).await?;
                         heard = Instant::now();
                     }
-                    Heard::Close(frame) => return Err(Ending::closed(frame)),
+                    Heard::Close(frame) => return Err(Ending::Closed(frame)),
                 },
-                () = sleep_until(heard + PATIENCE), if hurried => {
-                    hurried = false;
-                    room = Some(queue.set_aside(length).ok_or_else(|| {
-                        Refusal::failure("too many messages arrive as slowly as this one")
-                    })?);
-                }
-                () = sleep_until(silent_at), if !waiting => {
+                // A message that arrives has a deadline of its own.
+                () = sleep_until(silent_at), if arrival.is_idle() => {
                     let seconds = SILENCE_DEADLINE.as_secs();
                     return Err(Refusal::policy(format!("nothing heard for {seconds} s")).into());
                 }
-                () = sleep_until(next_ping), if !waiting => {
+                () = sleep_until(next_ping), if !arrival.waits() => {
                     pinged = Instant::now();
-                    self.send(Frame::ping(Bytes::new())).await?;
+                    arrival.during(self.send(Frame::ping(Bytes::new()))).await?;
                 }
             }
         }
@@ -326,14 +330,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         bytes: &[u8],
         encoding: Encoding,
         queue: &Sender,
-        room: Room,
+        mut room: Room,
     ) -> Result<(), Ending> {
         self.encoding = encoding;
+        // What it becomes is known only when it is decoded, so there must be room for the most beforehand.
+        tokio::select! {
+            stopping = stopping(&mut self.stop) => return Err(stopping),
+            reserved = queue.reserve_decoded(&mut room) => reserved?,
+        }
         let RawMessage::Batch(batch) = wire::decode(bytes, encoding)? else {
             return Err(Refusal::protocol("hello was said before").into());
         };
         bounds::batch(&batch)?;
-        let batch = self.ends.decode(batch, encoding)?;
+        let (batch, weight) = self.ends.decode(batch, encoding)?;
+        room.is_of(weight + size_of_val(&*batch.flows) + size_of_val(&*batch.ends));
         queue
             .send(session, Ask::Store(Box::new(batch)), room)
             .await?;
@@ -375,7 +385,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         match timeout(WRITE_DEADLINE, self.socket.send(frame)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Ending::Gone(error.to_string())),
-            Err(_) => Err(Ending::Gone("the peer does not read".to_owned())),
+            Err(_) => Err(Ending::unread()),
         }
     }
 
@@ -383,10 +393,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn close(&mut self, ending: Ending) {
         let frame = match ending {
             Ending::Gone(_) => return,
-            Ending::Stopping => CloseFrame {
+            // The peer's own code says that it was understood (RFC 6455, section 5.5.1).
+            Ending::Closed(frame) => frame.map(|frame| CloseFrame {
+                code: if frame.code.is_allowed() {
+                    frame.code
+                } else {
+                    CloseCode::Protocol
+                },
+                reason: "".into(),
+            }),
+            Ending::Stopping => Some(CloseFrame {
                 code: CloseCode::Away,
                 reason: "the generator is stopping".into(),
-            },
+            }),
             Ending::Refused(refusal) => {
                 let frame = refusal.close_frame();
                 let malformed = refusal.is_of_the_message();
@@ -398,11 +417,126 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 {
                     return;
                 }
-                frame
+                Some(frame)
             }
         };
-        if self.send(Frame::close(Some(frame))).await.is_ok() {
+        if self.send(Frame::close(frame)).await.is_ok() {
             self.socket.drain().await;
+        }
+    }
+}
+
+/// The message that arrives, and the room that it takes.
+struct Arrival<'a> {
+    queue: &'a Sender,
+    stage: Stage<'a>,
+}
+
+/// How far a message is.
+enum Stage<'a> {
+    /// There is none.
+    Idle,
+    /// It has been announced. Its place in the line for room outlives the turns of the loop.
+    Waiting {
+        length: usize,
+        reserving: BoxFuture<'a, Result<Room, Ended>>,
+    },
+    /// It is read.
+    Admitted {
+        length: usize,
+        room: Room,
+        /// Until when it may have the room that others wait for, if it is in that.
+        hurry_until: Option<Instant>,
+        /// When it must be complete.
+        due: Instant,
+    },
+}
+
+impl<'a> Arrival<'a> {
+    fn new(queue: &'a Sender) -> Self {
+        let stage = Stage::Idle;
+        Self { queue, stage }
+    }
+
+    fn is_idle(&self) -> bool {
+        matches!(self.stage, Stage::Idle)
+    }
+
+    fn waits(&self) -> bool {
+        matches!(self.stage, Stage::Waiting { .. })
+    }
+
+    fn has_room(&self) -> bool {
+        matches!(self.stage, Stage::Admitted { .. })
+    }
+
+    /// A message of this length is to come.
+    fn announce(&mut self, length: usize) {
+        let queue = self.queue;
+        self.stage = Stage::Waiting {
+            length,
+            reserving: Box::pin(queue.reserve(length)),
+        };
+    }
+
+    /// It has come. Its room, if it had any.
+    fn complete(&mut self) -> Option<Room> {
+        match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Admitted { room, .. } => Some(room),
+            Stage::Idle | Stage::Waiting { .. } => None,
+        }
+    }
+
+    /// Ready when it has got room, or was set aside. Nothing is lost if it is not waited for to the end.
+    async fn proceed(&mut self) -> Result<(), Ending> {
+        match &mut self.stage {
+            Stage::Idle => pending().await,
+            Stage::Waiting { length, reserving } => {
+                let room = reserving.await?;
+                let now = Instant::now();
+                self.stage = Stage::Admitted {
+                    length: *length,
+                    room,
+                    hurry_until: Some(now + PATIENCE),
+                    due: now + ARRIVAL_DEADLINE,
+                };
+                Ok(())
+            }
+            Stage::Admitted {
+                length,
+                room,
+                hurry_until,
+                due,
+            } => {
+                let Some(until) = *hurry_until else {
+                    sleep_until(*due).await;
+                    let seconds = ARRIVAL_DEADLINE.as_secs();
+                    let reason = format!("a message took more than {seconds} s to arrive");
+                    return Err(Refusal::policy(reason).into());
+                };
+                sleep_until(until).await;
+                *room = self.queue.set_aside(*length).ok_or_else(|| {
+                    Refusal::failure("too many messages arrive as slowly as this one")
+                })?;
+                *hurry_until = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes while the message's room is seen to: a peer that does not read would hold it otherwise, also room that it
+    /// is given meanwhile.
+    async fn during(
+        &mut self,
+        write: impl Future<Output = Result<(), Ending>>,
+    ) -> Result<(), Ending> {
+        let mut write = pin!(write);
+        loop {
+            tokio::select! {
+                biased;
+                written = &mut write => return written,
+                proceeded = self.proceed() => proceeded.map_err(|_unsaid| Ending::unread())?,
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use flow::{
 };
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
-use super::Refusal;
+use super::{Refusal, session::MAX_DECODED_BYTES};
 use crate::ledger::KnownEnd;
 
 /// How much is kept of ends, in bytes, of all agents: that of some forty thousand. When it is more, all are forgotten.
@@ -41,32 +41,49 @@ struct Table {
 }
 
 impl Ends {
-    /// The batch with its ends decoded and checked, as `encoding` says them.
+    /// The batch with its ends decoded and checked, as `encoding` says them, and how many bytes those take that were not
+    /// known before.
     pub(super) fn decode(
         &self,
         batch: Packed<RawEnd<'_>>,
         encoding: Encoding,
-    ) -> Result<Packed<KnownEnd>, Refusal> {
+    ) -> Result<(Packed<KnownEnd>, usize), Refusal> {
         let mut index = 0;
-        batch.try_map(|end| {
-            let known = self.end(end, encoding, index);
+        let mut weight = 0;
+        let batch = batch.try_map(|end| {
+            let (known, added) = self.end(end, encoding, index)?;
             index += 1;
-            known
-        })
+            weight += added;
+            if weight > MAX_DECODED_BYTES {
+                let mib = MAX_DECODED_BYTES >> 20;
+                let reason = format!("the batch's ends take more than {mib} MiB in memory");
+                return Err(Refusal::too_big(reason));
+            }
+            Ok(known)
+        })?;
+        Ok((batch, weight))
     }
 
-    fn end(&self, end: RawEnd<'_>, encoding: Encoding, index: usize) -> Result<KnownEnd, Refusal> {
+    /// An end, and how many bytes it takes if it is new.
+    fn end(
+        &self,
+        end: RawEnd<'_>,
+        encoding: Encoding,
+        index: usize,
+    ) -> Result<(KnownEnd, usize), Refusal> {
         let mut hasher = self.fingerprints;
         hasher.write(end.0);
         let fingerprint = hasher.finish128().as_u128();
         if let Some(known) = self.lock().known.get(&fingerprint) {
-            return Ok(known.clone());
+            return Ok((known.clone(), 0));
         }
         let decoded = end.decode(encoding)?;
         bounds::end(&decoded).map_err(|invalid| {
             Refusal::invalid(invalid.within(&format!("ends[{index}]")).to_string())
         })?;
-        Ok(self.lock().keep(fingerprint, decoded))
+        let known = self.lock().keep(fingerprint, decoded);
+        let weight = known.weight();
+        Ok((known, weight))
     }
 
     /// Nothing panics while it is held.
@@ -122,7 +139,7 @@ mod tests {
     fn decode(ends: &Ends, name: &str) -> Result<KnownEnd, Refusal> {
         let text = batch(name);
         let packed = serde_json::from_str(&text).unwrap();
-        Ok(ends.decode(packed, Encoding::Json)?.ends.remove(0))
+        Ok(ends.decode(packed, Encoding::Json)?.0.ends.remove(0))
     }
 
     #[test]
@@ -176,5 +193,47 @@ mod tests {
         let strings = 250 * 2 * size_of::<String>();
         let kept = ends.lock().kept;
         assert!(kept > end.len() + strings, "{kept} for {}", end.len());
+    }
+    /// A batch of so many ends, each of which says little and takes much.
+    fn swollen(count: usize) -> String {
+        let labels: Vec<String> = (0..250).map(|number| format!(r#""{number}":"""#)).collect();
+        let labels = labels.join(",");
+        let ends: Vec<String> = (0..count)
+            .map(|number| {
+                format!(
+                    r#"{{"address":"10.0.0.1","pod":{{"id":"u{number}","namespace":"n","name":"p",
+                        "labels":{{{labels}}}}}}}"#
+                )
+            })
+            .collect();
+        let ends = ends.join(",");
+        format!(
+            r#"{{"sequence": 1, "window": {{"from": 1, "to": 2}}, "flows": [], "ends": [{ends}]}}"#
+        )
+    }
+
+    #[test]
+    fn what_a_batch_takes_when_it_is_decoded_is_bounded() {
+        let text = swollen(1_800);
+        assert!(text.len() < flow::wire::MAX_MESSAGE_BYTES);
+        let packed = serde_json::from_str(&text).unwrap();
+        let refusal = Ends::default().decode(packed, Encoding::Json).unwrap_err();
+        assert!(refusal.is_of_the_message());
+        assert_eq!(
+            refusal.reason,
+            "the batch's ends take more than 32 MiB in memory"
+        );
+    }
+
+    #[test]
+    fn ends_that_are_known_add_nothing() {
+        let ends = Ends::default();
+        let text = swollen(10);
+        let decode = || {
+            let packed = serde_json::from_str(&text).unwrap();
+            ends.decode(packed, Encoding::Json).unwrap().1
+        };
+        assert!(decode() > text.len());
+        assert_eq!(decode(), 0);
     }
 }

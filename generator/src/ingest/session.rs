@@ -11,14 +11,21 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use super::Refusal;
 use crate::{ledger::KnownEnd, status::QueueStatus};
 
-/// How much may arrive and wait for the keeper: KiB of messages as they come. Decoded they take little more memory, so
-/// this bounds what batches take in all, however many agents there are. A message is read only when there is room for
-/// it. When there is none, connections wait and read no further, so that their agents are held back by TCP; room is
-/// given in the order in which it was asked for.
+/// How much may arrive and wait for the keeper: KiB of messages as they come, however many agents there are. A message is
+/// read only when there is room for it. When there is none, connections wait and read no further, so that their agents are
+/// held back by TCP; room is given in the order in which it was asked for.
 const ROOM: usize = 8 << 10;
 
 /// The same for messages that arrive slowly, for which nobody else is to wait.
 const ROOM_ASIDE: usize = 32 << 10;
+
+/// How much batches may take in memory while they wait for the keeper, in KiB. Decoded a made-up one takes many times what
+/// it takes as a message, so this is counted apart.
+const ROOM_DECODED: usize = 128 << 10;
+
+/// The most that what is new of a batch's ends may take in memory, in bytes: eight times the longest message. A label of a
+/// few letters takes twenty-five times what it takes in a message; those of usual ends are longer.
+pub(super) const MAX_DECODED_BYTES: usize = 32 << 20;
 
 /// The connections' way to the keeper.
 #[derive(Clone, Debug)]
@@ -26,6 +33,7 @@ pub struct Sender {
     requests: mpsc::Sender<Request>,
     room: Arc<Semaphore>,
     aside: Arc<Semaphore>,
+    decoded: Arc<Semaphore>,
 }
 
 /// The keeper's end.
@@ -35,6 +43,29 @@ pub type Receiver = mpsc::Receiver<Request>;
 #[derive(Debug)]
 pub struct Room {
     _units: OwnedSemaphorePermit,
+    /// For what the message becomes.
+    decoded: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    /// Gives up what is not needed of the room for a decoded batch: it takes so many bytes.
+    pub fn is_of(&mut self, bytes: usize) {
+        if let Some(decoded) = &mut self.decoded {
+            let spare = decoded
+                .num_permits()
+                .saturating_sub(bytes.div_ceil(1 << 10));
+            drop(decoded.split(spare));
+        }
+    }
+}
+
+impl From<OwnedSemaphorePermit> for Room {
+    fn from(units: OwnedSemaphorePermit) -> Self {
+        Self {
+            _units: units,
+            decoded: None,
+        }
+    }
 }
 
 /// The queue between the connections and the keeper.
@@ -46,6 +77,7 @@ pub fn queue() -> (Sender, Receiver) {
         requests,
         room: Arc::new(Semaphore::new(ROOM)),
         aside: Arc::new(Semaphore::new(ROOM_ASIDE)),
+        decoded: Arc::new(Semaphore::new(ROOM_DECODED)),
     };
     (sender, receiver)
 }
@@ -67,9 +99,27 @@ impl Sender {
     /// # Errors
     /// If nobody is there to make room.
     pub async fn reserve(&self, bytes: usize) -> Result<Room, Ended> {
-        let permit = Arc::clone(&self.room).acquire_many_owned(units(bytes));
+        Ok(self.acquire(&self.room, units(bytes)).await?.into())
+    }
+
+    /// Waits until there is room for all that a message may become.
+    ///
+    /// # Errors
+    /// If nobody is there to make room.
+    pub async fn reserve_decoded(&self, room: &mut Room) -> Result<(), Ended> {
+        const UNITS: usize = MAX_DECODED_BYTES >> 10;
+        const { assert!(UNITS <= ROOM_DECODED) }
+        room.decoded = Some(self.acquire(&self.decoded, UNITS as u32).await?);
+        Ok(())
+    }
+
+    async fn acquire(
+        &self,
+        semaphore: &Arc<Semaphore>,
+        units: u32,
+    ) -> Result<OwnedSemaphorePermit, Ended> {
         tokio::select! {
-            permit = permit => permit.map(|units| Room { _units: units }).or(Err(Ended)),
+            permit = Arc::clone(semaphore).acquire_many_owned(units) => permit.or(Err(Ended)),
             () = self.requests.closed() => Err(Ended),
         }
     }
@@ -78,7 +128,7 @@ impl Sender {
     #[must_use]
     pub fn set_aside(&self, bytes: usize) -> Option<Room> {
         let permit = Arc::clone(&self.aside).try_acquire_many_owned(units(bytes));
-        permit.ok().map(|units| Room { _units: units })
+        permit.ok().map(Room::from)
     }
 
     /// What waits at the moment.

@@ -173,6 +173,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let taken = match &self.frame {
             None => self.take_header()?,
             Some(_) if self.admitted => self.take_contents()?,
+            // Room may be long in coming, and the peer waits for its answer.
+            Some(_) if self.alive => self.take_sign(),
             // One in pieces does not say how long it will be.
             Some(frame) => Taken::Heard(Heard::Announced(if frame.is_final {
                 frame.length
@@ -181,12 +183,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             })),
         };
         Ok(match taken {
-            // Of many pings the last is answered (section 5.5.3).
-            Taken::Nothing if self.frame.is_none() && std::mem::take(&mut self.alive) => {
-                Taken::Heard(Heard::Alive(self.pong.take().map(Frame::pong)))
-            }
+            Taken::Nothing if self.frame.is_none() && self.alive => self.take_sign(),
             taken => taken,
         })
+    }
+
+    /// Takes the sign of life. Of many pings the last is answered (section 5.5.3).
+    fn take_sign(&mut self) -> Taken {
+        self.alive = false;
+        Taken::Heard(Heard::Alive(self.pong.take().map(Frame::pong)))
     }
 
     /// Takes the next header, and of a control frame the contents.
@@ -276,7 +281,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             return Ok(Taken::Nothing);
         };
         if self.message.is_empty() {
-            self.message.reserve_exact(frame.length);
+            // One in pieces has room for the longest. Growing by and by, it could take twice that.
+            self.message.reserve_exact(if frame.is_final {
+                frame.length
+            } else {
+                self.limit
+            });
         }
         let read = frame.left.min(self.end - self.start);
         let contents = &self.head[self.start..self.start + read];

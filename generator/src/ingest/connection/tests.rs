@@ -317,3 +317,171 @@ async fn the_keeper_learns_whether_a_token_says_the_node() {
         assert_eq!(session.is_node_proven, is_proven);
     }
 }
+
+impl Peer {
+    /// Begins a message in pieces, with a piece that is empty.
+    async fn begin(&mut self) {
+        let stream = self.socket.get_mut();
+        stream.write_all(&[0x02, 0x80, 0, 0, 0, 0]).await.unwrap();
+    }
+
+    async fn ping(&mut self) {
+        let stream = self.socket.get_mut();
+        stream.write_all(&[0x89, 0x80, 0, 0, 0, 0]).await.unwrap();
+    }
+
+    async fn wait_for_load(&self) {
+        while self.queue.load().kib == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// All the room that is not apart, as soon as it can be had.
+    fn all_room(&self) -> impl Future<Output = [Room; 2]> + use<> {
+        let queue = self.queue.clone();
+        async move {
+            let one = queue.reserve(MAX_MESSAGE_BYTES).await.unwrap();
+            [one, queue.reserve(MAX_MESSAGE_BYTES).await.unwrap()]
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pings_do_not_prolong_a_message() {
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    peer.begin().await;
+    peer.wait_for_load().await;
+    let start = Instant::now();
+    let all_room = tokio::spawn(peer.all_room());
+    while start.elapsed() < 2 * PATIENCE {
+        peer.ping().await;
+        tokio::time::sleep(PATIENCE / 5).await;
+    }
+    assert!(all_room.is_finished(), "others wait");
+    while !peer.conversation.is_finished() && start.elapsed() < 2 * ARRIVAL_DEADLINE {
+        peer.ping().await;
+        let reason = "a message took more than 60 s to arrive".to_owned();
+        let refusal = GeneratorMessage::Refuse {
+            reason,
+            malformed: false,
+        };
+        let pause = Duration::from_secs(5);
+        while let Ok(heard) = timeout(pause, peer.socket.next()).await {
+            match heard.unwrap().unwrap() {
+                Message::Pong(_) | Message::Ping(_) => {}
+                Message::Binary(bytes) => {
+                    let heard = wire::decode::<GeneratorMessage>(&bytes, Encoding::MessagePack);
+                    assert_eq!(heard.unwrap(), refusal);
+                    let elapsed = start.elapsed();
+                    assert!(elapsed <= ARRIVAL_DEADLINE + pause, "{elapsed:?}");
+                    return;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    panic!("it goes on");
+}
+
+/// Neither for one that had its room before, nor for one that is given it meanwhile.
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_peer_that_does_not_read() {
+    for waits_for_room in [false, true] {
+        let mut peer = Peer::connect().await;
+        peer.join().await;
+        peer.say(&batch(1)).await;
+        let (session, _) = peer.receive().await;
+        let room = if waits_for_room {
+            Some(peer.all_room().await)
+        } else {
+            None
+        };
+        peer.announce(MAX_MESSAGE_BYTES).await;
+        for _ in 0..100 {
+            session.acknowledge(1);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(room);
+        tokio::task::yield_now().await;
+        timeout(2 * PATIENCE, peer.all_room()).await.unwrap();
+        assert!(!peer.conversation.is_finished());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_does_not_wait_for_ever() {
+    for stops in [false, true] {
+        let mut peer = Peer::connect().await;
+        let _room = peer.all_room().await;
+        let hello = Hello {
+            instance: "one".to_owned(),
+            node: "node-1".to_owned(),
+            version: "1".to_owned(),
+            resolve: flow::wire::Resolve::Both,
+            capabilities: Vec::new(),
+            clock: None,
+        };
+        peer.say(&AgentMessage::Hello(hello)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        peer.stop.send_replace(stops);
+        let message = timeout(2 * JOIN_DEADLINE, peer.socket.next()).await;
+        match message.unwrap().unwrap().unwrap() {
+            Message::Close(Some(frame)) if stops => assert_eq!(frame.code, CloseCode::Away),
+            Message::Binary(bytes) if !stops => {
+                let refusal = GeneratorMessage::Refuse {
+                    reason: "no room for one more agent within 60 s".to_owned(),
+                    malformed: false,
+                };
+                let heard = wire::decode::<GeneratorMessage>(&bytes, Encoding::MessagePack);
+                assert_eq!(heard.unwrap(), refusal);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_goodbye_is_returned() {
+    for (said, returned) in [
+        (None, None),
+        (Some(CloseCode::Away), Some(CloseCode::Away)),
+        (Some(CloseCode::Abnormal), Some(CloseCode::Protocol)),
+    ] {
+        let mut peer = Peer::connect().await;
+        peer.join().await;
+        let mut frame = vec![0x88, 0x80 | if said.is_some() { 2 } else { 0 }, 0, 0, 0, 0];
+        frame.extend(
+            said.into_iter()
+                .flat_map(|code| u16::from(code).to_be_bytes()),
+        );
+        peer.socket.get_mut().write_all(&frame).await.unwrap();
+        match peer.socket.next().await {
+            Some(Ok(Message::Close(frame))) => {
+                assert_eq!(frame.map(|frame| frame.code), returned);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// What batches take in memory while they wait is counted, and no more is decoded than there is room for.
+#[tokio::test(start_paused = true)]
+async fn decoded_batches_are_held_back() {
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    let mut taken = Vec::new();
+    for _ in 0..4 {
+        let mut room = peer.queue.reserve(1).await.unwrap();
+        peer.queue.reserve_decoded(&mut room).await.unwrap();
+        taken.push(room);
+    }
+    peer.say(&batch(1)).await;
+    let second = Duration::from_secs(1);
+    timeout(second, peer.receive()).await.unwrap_err();
+    for room in &mut taken {
+        room.is_of(1);
+    }
+    let (_, sequence) = timeout(second, peer.receive()).await.unwrap();
+    assert_eq!(sequence, 1);
+}

@@ -201,3 +201,27 @@ async fn a_goodbye() {
         assert_eq!(told, expected);
     }
 }
+
+#[tokio::test]
+async fn a_message_in_pieces_takes_no_more_than_its_room() {
+    let piece = |data, is_final, length| frame(OpCode::Data(data), is_final, &vec![7; length]);
+    let (mut socket, _peer) = socket(&[
+        piece(Data::Binary, false, 0),
+        piece(Data::Continue, false, LIMIT / 2 + 1),
+        piece(Data::Continue, true, LIMIT / 4),
+    ])
+    .await;
+    let (room, bytes) = message(&mut socket).await;
+    assert_eq!(bytes.len(), LIMIT / 2 + 1 + LIMIT / 4);
+    assert!(bytes.capacity() <= room, "{}", bytes.capacity());
+}
+
+#[tokio::test]
+async fn a_ping_is_answered_before_a_message_has_room() {
+    let (mut socket, _peer) = socket(&[ping(b"x"), binary(b"next")]).await;
+    match socket.next().await.unwrap() {
+        Heard::Alive(Some(pong)) => assert_eq!(pong, Frame::pong(b"x".to_vec())),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(message(&mut socket).await, (4, b"next".to_vec()));
+}
