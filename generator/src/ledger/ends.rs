@@ -27,6 +27,10 @@ const SWEEP_FROM: usize = 1 << 10;
 /// Nor is less than this, in bytes.
 const SWEEP_FROM_BYTES: usize = 64 << 20;
 
+/// Where there is no room, the ends are swept as soon as this part of all that is held may be of no use: seldom enough that what
+/// is refused is cheap.
+const SWEEP_OF_FULL: usize = 64;
+
 /// How many serials are remembered; then all are forgotten, which costs a look at each end.
 const MAX_SERIALS: usize = 1 << 18;
 
@@ -61,6 +65,8 @@ pub(super) struct Ends {
     unwritten: Vec<EndId>,
     sweep_at: usize,
     sweep_at_bytes: usize,
+    /// What they took after the last sweep.
+    swept_bytes: usize,
     weight: usize,
 }
 
@@ -147,6 +153,12 @@ impl Ends {
         self.entries.len() >= self.sweep_at || self.weight() >= self.sweep_at_bytes
     }
 
+    /// Whether a sweep may free something, of a ledger that takes `all` bytes and has no room. What nobody uses came, or lost
+    /// its use to what came, after the last sweep.
+    pub(super) fn is_worth_a_sweep(&self, all: usize) -> bool {
+        self.weight().saturating_sub(self.swept_bytes) > all / SWEEP_OF_FULL
+    }
+
     /// Forgets all but these; returns the rows of those that are forgotten.
     pub(super) fn retain(&mut self, used: impl Iterator<Item = EndId>) -> Vec<i64> {
         let mut wanted = vec![false; self.entries.capacity()];
@@ -184,6 +196,7 @@ impl Ends {
             .sum();
         self.sweep_at = SWEEP_FROM.max(2 * self.entries.len());
         self.sweep_at_bytes = self.weight() + SWEEP_FROM_BYTES.max(self.weight() / 4);
+        self.swept_bytes = self.weight();
         forgotten
     }
 
@@ -216,6 +229,7 @@ impl Default for Ends {
             unwritten: Vec::new(),
             sweep_at: SWEEP_FROM,
             sweep_at_bytes: SWEEP_FROM_BYTES,
+            swept_bytes: 0,
             weight: 0,
         }
     }

@@ -59,6 +59,15 @@ pub struct Ledger {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor(usize);
 
+/// How large a ledger may become.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// The most observations.
+    pub observations: usize,
+    /// The most memory, in bytes, about.
+    pub bytes: usize,
+}
+
 /// The ledger has no room for what is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
@@ -84,17 +93,28 @@ impl Ledger {
         }
     }
 
-    /// Counts the flows of a batch. Before each that would be new `has_room` is asked; the connections of those for which
-    /// there is none are returned.
+    /// Whether there is room for another observation.
+    pub fn has_room(&mut self, bounds: Bounds) -> bool {
+        self.has_room_beside(bounds, &[])
+    }
+
+    /// The same while these ends are about to be used. Ends that nobody uses do not keep out what is new.
+    fn has_room_beside(&mut self, bounds: Bounds, ends: &[EndId]) -> bool {
+        if self.len() >= bounds.observations {
+            return false;
+        }
+        if self.bytes() >= bounds.bytes && self.ends.is_worth_a_sweep(self.bytes()) {
+            self.sweep(ends);
+        }
+        self.bytes() < bounds.bytes
+    }
+
+    /// Counts the flows of a batch, but for new ones for which there is no room: their connections are returned.
     ///
     /// The flows refer to what there is: [`Packed::check`] was asked.
-    pub fn deliver(
-        &mut self,
-        batch: &Packed<KnownEnd>,
-        has_room: impl Fn(&Self) -> bool,
-    ) -> Vec<u64> {
+    pub fn deliver(&mut self, batch: &Packed<KnownEnd>, bounds: Bounds) -> Vec<u64> {
         if self.ends.is_due() {
-            self.sweep();
+            self.sweep(&[]);
         }
         let ends: Vec<EndId> = batch.ends.iter().map(|end| self.ends.known(end)).collect();
         let hostname: Arc<str> = batch.hostname.as_str().into();
@@ -133,7 +153,8 @@ impl Ledger {
                 names,
                 change: Change::All,
             };
-            if self.places.contains_key(&key) || flow.count > 0 && has_room(self) {
+            let is_known = self.places.contains_key(&key);
+            if is_known || flow.count > 0 && self.has_room_beside(bounds, &ends) {
                 self.add(new);
             } else {
                 refused.push(flow.count);
@@ -162,7 +183,7 @@ impl Ledger {
             }
         }
         if !old.is_empty() {
-            self.sweep();
+            self.sweep(&[]);
         }
         old.len()
     }
@@ -239,7 +260,7 @@ impl Ledger {
 
     fn new_observation(&mut self, record: FlowRecord) -> Observation {
         if self.ends.is_due() {
-            self.sweep();
+            self.sweep(&[]);
         }
         let names = Names {
             client: self.ends.intern(end(record.src, record.tuple.src_addr)),
@@ -318,10 +339,11 @@ impl Ledger {
         key.outcome == Outcome::Established && !self.places.contains_key(&key.of_the_other_side())
     }
 
-    /// Forgets the ends that no observation has.
-    fn sweep(&mut self) {
+    /// Forgets the ends that no observation has, but for these.
+    fn sweep(&mut self, wanted: &[EndId]) {
         let used = self.observations.iter();
         let used = used.flat_map(|(_, it)| [it.names.client, it.names.server]);
+        let used = used.chain(wanted.iter().copied());
         self.forgotten_ends.extend(self.ends.retain(used));
     }
 }

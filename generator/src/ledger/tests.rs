@@ -466,6 +466,28 @@ fn ends_that_nobody_uses_are_swept_out_by_their_weight() {
     assert!(most > 60_000_000, "swept for less than it is worth: {most}");
 }
 
+/// A sweep looks at the whole ledger, so what is refused must not cost one each time.
+#[test]
+fn a_full_ledger_is_swept_only_once_it_may_free_something() {
+    let call = |app: &str| record(TO_SERVER, served("shop", app, "node-1"), node("n"), 80, 1);
+    let mut ledger = ledger((0..200).map(|app| call(&app.to_string())));
+    let bounds = Bounds {
+        observations: 1_000,
+        bytes: ledger.bytes(),
+    };
+    assert!(!ledger.has_room(bounds));
+    let (mut sweeps, mut most) = (0, 0);
+    for refused in 1_000..1_100 {
+        assert_eq!(ledger.observe_known(call(&refused.to_string())), Err(Full));
+        let before = ledger.bytes();
+        most = before.max(most);
+        assert!(!ledger.has_room(bounds));
+        sweeps += usize::from(ledger.bytes() < before);
+    }
+    assert!((1..50).contains(&sweeps), "{sweeps}");
+    assert!(most < bounds.bytes * 11 / 10, "{most}");
+}
+
 #[test]
 fn a_called_address_is_not_taken_for_the_servers_own() {
     let Endpoint::Pod { pod: agent, .. } = host_pod("kube-system", "agent", "node-1") else {

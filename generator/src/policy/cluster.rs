@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use flow::{
@@ -20,13 +21,33 @@ use super::{
 };
 use crate::{label_index::LabelIndex, ledger::Edge};
 
+/// For how long a workload may be unseen and still be taken to live: jobs run once a day, and clocks of nodes differ.
+const QUIET: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The kind of what no controller made: each such pod is a workload of its own.
+const BARE: &str = "Pod";
+
 /// Namespace, kind and name of a controller.
 pub(super) type WorkloadKey = (String, String, String);
 
+/// When a pod was seen.
+struct Seen {
+    first: Timestamp,
+    last: Timestamp,
+}
+
+/// When the pods of a workload were seen. What the ledger remembers of it may be long gone.
+#[derive(Clone, Copy, Default)]
+struct Life {
+    /// When the newest of them appeared.
+    newest: Timestamp,
+    /// When any of them was there the last time.
+    last: Timestamp,
+}
+
 /// The pods, workloads and services that are ends of edges.
 pub(super) struct Cluster<'a> {
-    /// When each pod appeared.
-    pods: BTreeMap<PodId, (&'a Pod, Timestamp)>,
+    pods: BTreeMap<PodId, (&'a Pod, Seen)>,
     /// Of each workload the labels by which its pods are selected.
     workloads: BTreeMap<WorkloadKey, Labels>,
     services: BTreeMap<(&'a str, &'a str), &'a Service>,
@@ -35,6 +56,9 @@ pub(super) struct Cluster<'a> {
     /// The pods with addresses of their own, by their labels.
     labelled: LabelIndex,
     by_number: Vec<&'a Pod>,
+    /// Of each of them the place of its kin's life.
+    kin: Vec<usize>,
+    lives: Vec<Life>,
     /// The pods in their node's network likewise, each with its addresses.
     host_labelled: LabelIndex,
     host_by_number: Vec<(&'a Pod, BTreeSet<IpAddr>)>,
@@ -50,6 +74,8 @@ impl<'a> Cluster<'a> {
             dns: BTreeSet::new(),
             labelled: LabelIndex::default(),
             by_number: Vec::new(),
+            kin: Vec::new(),
+            lives: Vec::new(),
             host_labelled: LabelIndex::default(),
             host_by_number: Vec::new(),
             host_numbers: BTreeMap::new(),
@@ -61,7 +87,7 @@ impl<'a> Cluster<'a> {
             ] {
                 match endpoint {
                     Endpoint::Pod { pod, service } => {
-                        cluster.add_pod(pod, edge.first_seen);
+                        cluster.add_pod(pod, edge);
                         if pod.host_network {
                             cluster.add_host_pod(pod, address);
                         }
@@ -72,18 +98,21 @@ impl<'a> Cluster<'a> {
                 }
             }
         }
+        cluster.add_lives();
         cluster.workloads = cluster.labels_of_workloads();
         cluster
     }
 
-    fn add_pod(&mut self, pod: &'a Pod, seen: Timestamp) {
+    fn add_pod(&mut self, pod: &'a Pod, edge: &Edge) {
+        let (first, last) = (edge.first_seen, edge.last_seen);
         match self.pods.entry(PodId::of(pod)) {
             Entry::Vacant(entry) => {
-                entry.insert((pod, seen));
+                entry.insert((pod, Seen { first, last }));
             }
             Entry::Occupied(mut entry) => {
-                let (_, appeared) = entry.get_mut();
-                *appeared = seen.min(*appeared);
+                let (_, seen) = entry.get_mut();
+                seen.first = first.min(seen.first);
+                seen.last = last.max(seen.last);
                 return;
             }
         }
@@ -96,16 +125,35 @@ impl<'a> Cluster<'a> {
         }
     }
 
+    fn add_lives(&mut self) {
+        let mut places = BTreeMap::<(WorkloadKey, Labels), usize>::new();
+        for (pod, seen) in self.pods.values() {
+            let place = *places.entry(kin(pod)).or_insert(self.lives.len());
+            if place == self.lives.len() {
+                self.lives.push(Life::default());
+            }
+            let life = &mut self.lives[place];
+            life.newest = seen.first.max(life.newest);
+            life.last = seen.last.max(life.last);
+        }
+        self.kin = self.by_number.iter().map(|pod| places[&kin(pod)]).collect();
+    }
+
     fn labels_of_workloads(&self) -> BTreeMap<WorkloadKey, Labels> {
         let mut variants = BTreeMap::<WorkloadKey, Variants>::new();
-        for (pod, appeared) in self.pods.values() {
+        for (pod, seen) in self.pods.values() {
             let variants = variants.entry(workload(pod)).or_default();
-            variants.add(stable(&pod.labels), *appeared);
+            variants.add(stable(&pod.labels), seen.first);
         }
         let selected = variants.into_iter().map(|(key, variants)| {
+            // What had gone before the newest pods came is no reason to tell them apart from it.
+            let since = variants.newest().saturating_sub(QUIET);
             let strangers = |labels: &Labels| {
-                let pods = self.selected(&key.0, labels);
-                pods.filter(|pod| workload(pod) != key).count()
+                let numbers = self.selected_numbers(&key.0, labels);
+                let strangers = numbers.filter(|number| {
+                    self.life(*number).last >= since && workload(self.by_number[*number]) != key
+                });
+                strangers.count()
             };
             let labels = variants.common(strangers);
             (key, labels)
@@ -119,16 +167,40 @@ impl<'a> Cluster<'a> {
         namespace: &'s str,
         labels: &'s Labels,
     ) -> impl Iterator<Item = &'a Pod> + 's {
-        candidates(&self.labelled, labels)
+        self.selected_numbers(namespace, labels)
             .map(|number| self.by_number[number])
-            .filter(move |pod| pod.namespace == namespace && selects(labels, &pod.labels))
     }
 
-    /// Whether pods of more than one workload have these labels.
+    fn selected_numbers<'s>(
+        &'s self,
+        namespace: &'s str,
+        labels: &'s Labels,
+    ) -> impl Iterator<Item = usize> + 's {
+        candidates(&self.labelled, labels).filter(move |number| {
+            let pod = self.by_number[*number];
+            pod.namespace == namespace && selects(labels, &pod.labels)
+        })
+    }
+
+    fn life(&self, number: usize) -> Life {
+        self.lives[self.kin[number]]
+    }
+
+    /// Whether pods of more than one workload have these labels, of workloads that lived at the same time: one that took
+    /// the place of another shares nothing with it.
     pub(super) fn is_shared(&self, namespace: &str, labels: &Labels) -> bool {
-        let mut workloads = self.selected(namespace, labels).map(workload);
-        let first = workloads.next();
-        first.is_some_and(|first| workloads.any(|other| other != first))
+        let numbers = self.selected_numbers(namespace, labels);
+        let kin: BTreeSet<usize> = numbers.map(|number| self.kin[number]).collect();
+        let mut lives: Vec<Life> = kin.into_iter().map(|place| self.lives[place]).collect();
+        lives.sort_unstable_by_key(|life| life.newest);
+        let mut last = None;
+        for life in lives {
+            if last >= Some(life.newest.saturating_sub(QUIET)) {
+                return true;
+            }
+            last = last.max(Some(life.last));
+        }
+        false
     }
 
     /// Services lead to the addresses that the API gives; where these are not known, to those that were seen.
@@ -232,9 +304,20 @@ fn is_of(pod: &Pod, service: &Service) -> bool {
 pub(super) fn workload(pod: &Pod) -> WorkloadKey {
     let (kind, name) = match &pod.workload {
         Some(workload) => (workload.kind.as_str(), workload.name.as_str()),
-        None => inferred(pod).unwrap_or(("Pod", &pod.name)),
+        None => inferred(pod).unwrap_or((BARE, &pod.name)),
     };
     (pod.namespace.clone(), kind.to_owned(), name.to_owned())
+}
+
+/// The pods that need not be told apart: those of one controller, and those without one that have the same labels, as what
+/// runs builds starts them one after another.
+fn kin(pod: &Pod) -> (WorkloadKey, Labels) {
+    let (namespace, kind, name) = workload(pod);
+    if kind == BARE {
+        ((namespace, kind, String::new()), stable(&pod.labels))
+    } else {
+        ((namespace, kind, name), Labels::new())
+    }
 }
 
 fn inferred(pod: &Pod) -> Option<(&'static str, &str)> {

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use flow::endpoint::Endpoint;
+use flow::endpoint::{Endpoint, Labels};
 
 use super::{
     cluster::{Cluster, workload},
@@ -94,6 +94,7 @@ impl Ends {
             pods: HashMap::new(),
             groups: BTreeMap::new(),
             targets: BTreeMap::new(),
+            shared: BTreeMap::new(),
             found: Self {
                 of_edges: Vec::with_capacity(edges.len()),
                 ends: Vec::new(),
@@ -153,6 +154,8 @@ struct Finder<'a> {
     pods: HashMap<usize, PodIndex>,
     groups: BTreeMap<GroupName, GroupId>,
     targets: BTreeMap<TargetId, TargetIndex>,
+    /// Whether labels are shared in a namespace. Many workloads may have the same, and each answer takes a look at all pods.
+    shared: BTreeMap<(String, Labels), bool>,
     found: Ends,
 }
 
@@ -237,10 +240,12 @@ impl Finder<'_> {
     }
 
     fn target(&mut self, target: Target) -> TargetIndex {
-        let (cluster, found) = (self.cluster, &mut self.found);
+        let (cluster, found, shared) = (self.cluster, &mut self.found, &mut self.shared);
         *self.targets.entry(target.id.clone()).or_insert_with(|| {
             let is_shared = target.is_of_a_workload()
-                && cluster.is_shared(&target.id.namespace, &target.selector);
+                && *shared
+                    .entry((target.id.namespace.clone(), target.selector.clone()))
+                    .or_insert_with_key(|(namespace, labels)| cluster.is_shared(namespace, labels));
             found.targets.push(target);
             found.governed.push(BTreeSet::new());
             found.shared.push(is_shared);

@@ -5,12 +5,32 @@
 //! selector of that would close or open pods that nobody meant. So labels are given up only as long as the rest selects no
 //! pod of another workload that the newest pods' own labels do not. Pods that are not selected in the end have their own
 //! labels as their selector.
+//!
+//! What tells releases of one workload apart does not tell workloads apart, and goes in any case: the pods of the next release
+//! would not be selected, and their traffic would be cut.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use flow::{endpoint::Labels, time::Timestamp};
 
 use super::labels::selects;
+
+/// Labels that by convention say what runs. They may have a digit that changes, but without them a selector may mean half of
+/// the namespace.
+const NAMES: [&str; 9] = [
+    "app",
+    "app.kubernetes.io/component",
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/name",
+    "app.kubernetes.io/part-of",
+    "component",
+    "k8s-app",
+    "name",
+    "run",
+];
 
 /// The different labels of a workload's pods, and when the newest pod with them appeared.
 #[derive(Debug, Default)]
@@ -23,14 +43,29 @@ impl Variants {
         *newest = appeared.max(*newest);
     }
 
+    /// When the newest pod appeared.
+    pub(super) fn newest(&self) -> Timestamp {
+        self.0.values().copied().max().unwrap_or_default()
+    }
+
     /// The labels to select by; none if the newest pods have none. `strangers` counts the pods of other workloads that
     /// labels, of which there is at least one, select.
     pub(super) fn common(self, strangers: impl Fn(&Labels) -> usize) -> Labels {
         let mut newest_first: Vec<(Labels, Timestamp)> = self.0.into_iter().collect();
         // The sort is stable: of those that appeared together the first by its labels comes first.
         newest_first.sort_by_key(|(_, appeared)| Reverse(*appeared));
-        let mut variants = newest_first.into_iter().map(|(labels, _)| labels);
+        let variants: Vec<Labels> = newest_first.into_iter().map(|(labels, _)| labels).collect();
+        let of_releases: BTreeSet<String> = variants
+            .windows(2)
+            .flat_map(|pair| of_releases(&pair[0], &pair[1]))
+            .collect();
+        let mut variants = variants.into_iter();
         let mut common = variants.next().unwrap_or_default();
+        let mut of_all_releases = common.clone();
+        of_all_releases.retain(|key, _| !of_releases.contains(key));
+        if !of_all_releases.is_empty() {
+            common = of_all_releases;
+        }
         // Counted once it is needed: most workloads have one variant only.
         let mut known = None;
         // Workloads may have very many variants, which leave few different rests.
@@ -54,6 +89,25 @@ impl Variants {
         }
         common
     }
+}
+
+/// The keys whose values were changed from one variant to the next, if nothing else was and all of them look like versions.
+/// A name that is changed once looks just like that, but for the digit.
+fn of_releases(newer: &Labels, older: &Labels) -> Vec<String> {
+    if !newer.keys().eq(older.keys()) {
+        return Vec::new();
+    }
+    let pairs = newer.iter().zip(older.values());
+    let changed = pairs.filter(|((_, new), old)| new != old);
+    let keys = changed.map(|((key, new), old)| {
+        let is_release = has_digit(new) && has_digit(old) && !NAMES.contains(&key.as_str());
+        is_release.then(|| key.clone())
+    });
+    keys.collect::<Option<Vec<String>>>().unwrap_or_default()
+}
+
+fn has_digit(value: &str) -> bool {
+    value.bytes().any(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -91,8 +145,37 @@ mod tests {
         check(&[&[old, team], &[new, team], &[old]], &[old]);
         // A workload that never had a label of its own.
         check(&[&[team, tier], &[team]], &[team]);
+        // Another name is no release.
+        check(
+            &[&[("app", "web2"), team], &[("app", "web1"), team]],
+            &[("app", "web2"), team],
+        );
+        check(
+            &[&[("svc", "shop"), team], &[("svc", "web"), team]],
+            &[("svc", "shop"), team],
+        );
         check(&[&[new], &[old]], &[new]);
         check(&[&[], &[old]], &[]);
         check(&[&[old], &[]], &[old]);
+    }
+
+    #[test]
+    fn what_tells_releases_apart_is_given_up_though_others_are_selected_by_the_rest() {
+        let (team, tier) = (("team", "shop"), ("tier", "web"));
+        let release = |number| ("version", number);
+        check(
+            &[&[team, tier, release("8")], &[team, tier, release("7")]],
+            &[team, tier],
+        );
+        // Two of them are changed at once, and what was there before has none.
+        check(
+            &[
+                &[team, release("8"), ("commit", "b4")],
+                &[team, release("7"), ("commit", "a3")],
+                &[team, tier],
+            ],
+            &[team],
+        );
+        check(&[&[release("8")], &[release("7")]], &[release("8")]);
     }
 }

@@ -21,13 +21,13 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     page::page,
-    round::{Bounds, Naming, Round, Verdict},
+    round::{Naming, Round, Verdict},
     sessions::Sessions,
     vet::Vetting,
 };
 use crate::{
     ingest::{Ask, PageRequest, Receiver, Refusal, Request, Session, StatusRequest},
-    ledger::{Edge, KnownEnd},
+    ledger::{Bounds, Edge, KnownEnd},
     metrics::Meter,
     status::{AgentStatus, LedgerStatus, LossStatus, QueueStatus, Status, TopologyStatus},
     store::{Losses, State, Store, StoreError},
@@ -297,7 +297,11 @@ impl Keeper {
             self.answer(&answers);
             return Ok(());
         }
-        let changed = !changes.ledger.is_empty() || !changes.losses.is_empty() || retired > 0;
+        // Losses hold policies back as long as they are known, so it counts as well that they are forgotten.
+        let changed = !changes.ledger.is_empty()
+            || !changes.losses.is_empty()
+            || !changes.forgotten_losses.is_empty()
+            || retired > 0;
         match self.store.commit(&changes).await {
             Ok(()) => {
                 self.state.ledger.stored();

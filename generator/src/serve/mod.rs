@@ -25,8 +25,9 @@ use self::publish::Publisher;
 pub use self::{
     keeper::{Keeper, Limits, Snapshot},
     publish::{Publication, PublishError},
-    round::{Bounds, MAX_LEDGER_BYTES, MAX_OBSERVATIONS},
+    round::{MAX_LEDGER_BYTES, MAX_OBSERVATIONS},
 };
+pub use crate::ledger::Bounds;
 use crate::{
     auth::{Gate, Rules, RulesError},
     folder::FolderError,

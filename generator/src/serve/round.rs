@@ -9,7 +9,7 @@ use flow::{
 };
 
 use crate::{
-    ledger::{KnownEnd, Ledger},
+    ledger::{Bounds, KnownEnd, Ledger},
     store::{Changes, State, Turn},
 };
 
@@ -19,15 +19,6 @@ pub const MAX_OBSERVATIONS: usize = 1_000_000;
 
 /// What the ledger may take in memory by default, in bytes, about. A new observation beyond it is counted as lost likewise.
 pub const MAX_LEDGER_BYTES: usize = 1 << 30;
-
-/// How large the ledger may become.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// The most observations.
-    pub observations: usize,
-    /// The most memory, in bytes, about.
-    pub bytes: usize,
-}
 
 impl Default for Bounds {
     fn default() -> Self {
@@ -104,14 +95,9 @@ impl Round {
         for (reason, &count) in &batch.losses {
             self.lose(state, hello, reason, count, batch.window);
         }
-        let Bounds {
-            observations,
-            bytes,
-        } = self.bounds;
-        let has_room = |ledger: &Ledger| ledger.len() < observations && ledger.bytes() < bytes;
         let refused = match naming {
-            None => state.ledger.deliver(batch, has_room),
-            Some(name) => deliver_unnamed(&mut state.ledger, batch, name, has_room),
+            None => state.ledger.deliver(batch, self.bounds),
+            Some(name) => deliver_unnamed(&mut state.ledger, batch, name, self.bounds),
         };
         let refused = refused.into_iter().fold(0, u64::saturating_add);
         self.lose(state, hello, LEDGER_FULL, refused, batch.window);
@@ -190,14 +176,14 @@ fn deliver_unnamed(
     ledger: &mut Ledger,
     batch: &Packed<KnownEnd>,
     name: Naming<'_>,
-    has_room: impl Fn(&Ledger) -> bool,
+    bounds: Bounds,
 ) -> Vec<u64> {
     let end = |place: u32| &*batch.ends[place as usize].end;
     let mut refused = Vec::new();
     for flow in &batch.flows {
         let mut record = batch.record(flow, end(flow.src), end(flow.dst));
         name(&mut record);
-        if flow.count > 0 && has_room(ledger) {
+        if flow.count > 0 && ledger.has_room(bounds) {
             ledger.observe(record);
         } else if ledger.observe_known(record).is_err() {
             refused.push(flow.count);

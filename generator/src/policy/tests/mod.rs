@@ -297,6 +297,88 @@ fn a_workload_that_was_given_other_labels_does_not_select_what_it_shares_with_ot
     }
 }
 
+const DAY: u64 = 24 * 60 * 60;
+
+/// A call of a pod that is there from one day to another.
+fn call_in_days(name: &str, pairs: &[(&str, &str)], days: (u64, u64)) -> FlowRecord {
+    let uid = days.0.to_string();
+    let mut record = call_of_db(of_deployment(name, &uid, pairs, days.0 * DAY));
+    record.last_seen = Timestamp::from_nanos(days.1 * DAY * 1_000_000_000);
+    record
+}
+
+#[test]
+fn a_workload_that_has_gone_is_not_told_apart_from_the_one_in_its_place() {
+    let (app, front, back) = (("app", "web"), ("tier", "front"), ("tier", "back"));
+    let records = |gone: u64| {
+        [
+            call_in_days("web", &[app, back], (1, gone)),
+            call_in_days("shop-web", &[app, back], (5, 9)),
+            call_in_days("shop-web", &[app, front], (20, 22)),
+        ]
+    };
+    check(
+        records(5),
+        &[
+            "policy-db {app=db}",
+            "policy-db < {shop}{app=web} 3306/TCP",
+            "policy-shop-web {app=web}",
+            "policy-shop-web > {shop}{app=db} 3306/TCP",
+        ],
+    );
+    // One that lives, or was there within a day, is.
+    for gone in [19, 22] {
+        let edges = ledger(records(gone)).edges();
+        let synthesis = synthesise(&edges, &options("shop", Granularity::Service));
+        let lines: Vec<String> = synthesis.policies.iter().flat_map(describe).collect();
+        let selector = "policy-shop-web {app=web,tier=front}".to_owned();
+        assert!(lines.contains(&selector), "{lines:?}");
+    }
+}
+
+#[test]
+fn a_release_does_not_tell_a_workload_from_one_beside_it() {
+    let app = ("app", "web");
+    check(
+        [
+            call_in_days("web", &[app, ("version", "7")], (1, 9)),
+            call_in_days("web", &[app, ("version", "8")], (9, 12)),
+            call_in_days("web-canary", &[app, ("version", "9")], (11, 12)),
+        ],
+        &[
+            "policy-db {app=db}",
+            "policy-db < {shop}{app=web} 3306/TCP",
+            "policy-web {app=web}",
+            "policy-web > {shop}{app=db} 3306/TCP",
+            "Shared: shop/web-1 -> shop/db-node-2:3306",
+            "Shared: shop/web-9 -> shop/db-node-2:3306",
+        ],
+    );
+}
+
+#[test]
+fn labels_of_what_has_gone_or_has_no_controller_are_not_shared() {
+    let app = [("app", "web")];
+    let runner = |uid: &str| {
+        let mut pod = with_labels("runner", &[("app", "runner")]);
+        pod.uid = uid.to_owned();
+        pod.name = format!("runner.{uid}");
+        pod.workload = None;
+        record(Ingress, bare(pod), db(), 3306, 1)
+    };
+    let notices = |records: &[FlowRecord]| {
+        let edges = ledger(records.iter().cloned()).edges();
+        synthesise(&edges, &options("shop", Granularity::Service)).notices
+    };
+    assert_eq!(notices(&[runner("a"), runner("b")]), []);
+    let new = call_in_days("shop-web", &app, (7, 9));
+    assert_eq!(
+        notices(&[call_in_days("web", &app, (1, 5)), new.clone()]),
+        []
+    );
+    assert_eq!(notices(&[call_in_days("web", &app, (1, 6)), new]).len(), 2);
+}
+
 #[test]
 fn labels_that_several_workloads_have_are_said_to_be_shared() {
     let team = [("team", "shop")];

@@ -118,6 +118,25 @@ async fn what_is_old_is_what_agents_have_told_of_long_before_the_newest() {
     assert_eq!(ports(&keeper), [3]);
 }
 
+/// Policies are held back while losses are known, so whoever waits for changes must hear that they are forgotten.
+#[tokio::test]
+async fn losses_that_are_forgotten_are_a_change() {
+    let mut keeper = keeper(Some(Duration::from_secs(30 * 24 * 60 * 60))).await;
+    keeper.state.ledger.observe(observation(1, 40));
+    let lost = Window {
+        from: Timestamp::from_nanos(DAY),
+        to: Timestamp::from_nanos(DAY),
+    };
+    keeper.state.losses.add("node-1", "ring_full", 1, lost);
+    keeper.settle(iter::empty()).await.unwrap();
+    let before = *keeper.revision().borrow();
+    keeper.sweep_at = Instant::now();
+    keeper.settle(iter::empty()).await.unwrap();
+    assert_eq!(keeper.state.losses.iter().count(), 0);
+    assert_eq!(ports(&keeper), [1]);
+    assert_eq!(*keeper.revision().borrow(), before + 1);
+}
+
 /// Repeated and refused batches share a transaction with one that is stored.
 #[tokio::test]
 async fn what_is_counted_as_stored_was_stored() {

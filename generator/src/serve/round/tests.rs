@@ -129,6 +129,47 @@ fn a_full_ledger_counts_what_it_does_not_take() {
     );
 }
 
+/// The labels of a pod change again and again: the older ones are of no use, and take no room.
+#[test]
+fn ends_that_nobody_uses_do_not_fill_the_ledger() {
+    const BYTES: usize = 400_000;
+    let name = |_: &mut FlowRecord| {};
+    for naming in [None, Some(&name as Naming<'_>)] {
+        let mut state = State::default();
+        let mut round = Round::new(Bounds {
+            bytes: BYTES,
+            ..Bounds::default()
+        });
+        let now = Timestamp::from_nanos(1);
+        // All of these have a serial of their own.
+        let relabelled = |sequence: u64, port: u16| {
+            let mut batch = batch(sequence, port);
+            let label = format!("{sequence}{}", "x".repeat(10_000));
+            let end: End = serde_json::from_value(json!({
+                "address": "10.0.2.3",
+                "pod": {"id": "db", "namespace": "shop", "name": "db", "labels": {"tier": label}},
+            }))
+            .unwrap();
+            for (place, known) in (0..).zip(&mut batch.ends) {
+                known.serial = 2 * sequence + place;
+            }
+            batch.ends[1].end = Arc::new(end);
+            batch.flows[0].last_seen = Timestamp::from_nanos((1_000 + sequence) * 1_000_000_000);
+            batch
+        };
+        // Together they have a megabyte and more.
+        for sequence in 1..=100 {
+            round.apply(&mut state, &hello(), &relabelled(sequence, 80), naming, now);
+        }
+        assert_eq!(state.ledger.len(), 1);
+        round.apply(&mut state, &hello(), &relabelled(101, 81), naming, now);
+        assert_eq!(counts(&state), [(80, 1_000), (81, 10)]);
+        let lost: Vec<_> = round.losses().map(|(_, reason, _)| reason).collect();
+        assert_eq!(lost, ["ring_full"]);
+        assert!(state.ledger.bytes() < BYTES, "{}", state.ledger.bytes());
+    }
+}
+
 /// It says who has seen what was counted before: where nothing was, there is nothing to say, and nothing is lost.
 #[test]
 fn a_count_of_0_makes_no_observation() {
