@@ -270,7 +270,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         queue.send(session, Ask::Join, room).await?;
         let mut welcomed = false;
-        let mut arrival = Arrival::new(queue);
+        let mut arrival = Arrival::new(queue, &session.hello.node);
         let mut heard = Instant::now();
         let mut pinged = heard;
         loop {
@@ -429,6 +429,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 /// The message that arrives, and the room that it takes.
 struct Arrival<'a> {
     queue: &'a Sender,
+    node: &'a str,
     stage: Stage<'a>,
 }
 
@@ -453,9 +454,9 @@ enum Stage<'a> {
 }
 
 impl<'a> Arrival<'a> {
-    fn new(queue: &'a Sender) -> Self {
+    fn new(queue: &'a Sender, node: &'a str) -> Self {
         let stage = Stage::Idle;
-        Self { queue, stage }
+        Self { queue, node, stage }
     }
 
     fn is_idle(&self) -> bool {
@@ -515,7 +516,7 @@ impl<'a> Arrival<'a> {
                     return Err(Refusal::policy(reason).into());
                 };
                 sleep_until(until).await;
-                *room = self.queue.set_aside(*length).ok_or_else(|| {
+                *room = self.queue.set_aside(self.node, *length).ok_or_else(|| {
                     Refusal::failure("too many messages arrive as slowly as this one")
                 })?;
                 *hurry_until = None;

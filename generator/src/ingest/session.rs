@@ -1,6 +1,9 @@
 //! What passes between the connections and the keeper of the ledger.
 
-use std::sync::Arc;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use flow::{
     time::Timestamp,
@@ -16,7 +19,7 @@ use crate::{ledger::KnownEnd, status::QueueStatus};
 /// held back by TCP; room is given in the order in which it was asked for.
 const ROOM: usize = 8 << 10;
 
-/// The same for messages that arrive slowly, for which nobody else is to wait.
+/// The same for messages that arrive slowly, for which nobody else is to wait: one of each node.
 const ROOM_ASIDE: usize = 32 << 10;
 
 /// How much batches may take in memory while they wait for the keeper, in KiB. Decoded a made-up one takes many times what
@@ -33,7 +36,36 @@ pub struct Sender {
     requests: mpsc::Sender<Request>,
     room: Arc<Semaphore>,
     aside: Arc<Semaphore>,
+    slow: SlowNodes,
     decoded: Arc<Semaphore>,
+}
+
+/// The nodes of which a message arrives slowly.
+type SlowNodes = Arc<Mutex<HashSet<String>>>;
+
+/// A node's place among them.
+#[derive(Debug)]
+struct SlowNode {
+    slow: SlowNodes,
+    node: String,
+}
+
+impl SlowNode {
+    /// Takes the place, unless a message of this node has it.
+    fn enter(slow: &SlowNodes, node: &str) -> Option<Self> {
+        let mut nodes = slow.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.insert(node.to_owned()).then(|| Self {
+            slow: Arc::clone(slow),
+            node: node.to_owned(),
+        })
+    }
+}
+
+impl Drop for SlowNode {
+    fn drop(&mut self) {
+        let mut nodes = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.remove(&self.node);
+    }
 }
 
 /// The keeper's end.
@@ -45,6 +77,8 @@ pub struct Room {
     _units: OwnedSemaphorePermit,
     /// For what the message becomes.
     decoded: Option<OwnedSemaphorePermit>,
+    /// If it arrives slowly.
+    _slow: Option<SlowNode>,
 }
 
 impl Room {
@@ -64,6 +98,7 @@ impl From<OwnedSemaphorePermit> for Room {
         Self {
             _units: units,
             decoded: None,
+            _slow: None,
         }
     }
 }
@@ -77,6 +112,7 @@ pub fn queue() -> (Sender, Receiver) {
         requests,
         room: Arc::new(Semaphore::new(ROOM)),
         aside: Arc::new(Semaphore::new(ROOM_ASIDE)),
+        slow: SlowNodes::default(),
         decoded: Arc::new(Semaphore::new(ROOM_DECODED)),
     };
     (sender, receiver)
@@ -124,11 +160,15 @@ impl Sender {
         }
     }
 
-    /// Room for a message that takes its time to arrive, if there is any.
+    /// Room for a message that takes its time to arrive, if there is any, and no other of its node has some.
     #[must_use]
-    pub fn set_aside(&self, bytes: usize) -> Option<Room> {
+    pub fn set_aside(&self, node: &str, bytes: usize) -> Option<Room> {
+        let slow = SlowNode::enter(&self.slow, node)?;
         let permit = Arc::clone(&self.aside).try_acquire_many_owned(units(bytes));
-        permit.ok().map(Room::from)
+        Some(Room {
+            _slow: Some(slow),
+            ..Room::from(permit.ok()?)
+        })
     }
 
     /// What waits at the moment.

@@ -233,8 +233,15 @@ async fn nobody_waits_for_a_message_that_arrives_slowly() {
 async fn room_for_slow_messages_is_bounded() {
     let mut peer = Peer::connect().await;
     peer.join().await;
-    let aside = std::iter::from_fn(|| peer.queue.set_aside(MAX_MESSAGE_BYTES));
-    let aside: Vec<Room> = aside.collect();
+    let queue = peer.queue.clone();
+    let set_aside = |number: usize| {
+        let node = format!("another-{number}");
+        queue.set_aside(&node, MAX_MESSAGE_BYTES)
+    };
+    let first = set_aside(0).unwrap();
+    assert!(set_aside(0).is_none(), "a node has one");
+    drop(first);
+    let aside: Vec<Room> = (0..9).filter_map(set_aside).collect();
     assert_eq!(aside.len(), 8);
     peer.announce(MAX_MESSAGE_BYTES).await;
     let refusal = GeneratorMessage::Refuse {
