@@ -150,6 +150,7 @@ impl Lab {
             namespace: namespace.as_deref().map(network::path),
             cgroup,
             v1_cgroup: None,
+            processor: None,
         }
     }
 

@@ -227,6 +227,20 @@ pub(crate) fn nft(namespace: &Path, ruleset: &str) -> Result<()> {
     })
 }
 
+/// Has a processor handle what arrives at a pod's interface.
+///
+/// # Errors
+/// If the namespace has none, or the kernel refuses.
+pub(crate) fn steer_packets(namespace: &Path, processor: usize) -> Result<()> {
+    let mask = 1_u64 << processor;
+    // A namespace's interfaces are in a sysfs that was mounted inside of it, which this does.
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec"]);
+    command.args(namespace.file_name());
+    command.args(["tee", "/sys/class/net/eth0/queues/rx-0/rps_cpus"]);
+    feed(&mut command, &format!("{mask:x}"))
+}
+
 /// Has `ip` carry out a list of commands, inside of a namespace if one is given.
 ///
 /// # Errors

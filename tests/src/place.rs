@@ -32,6 +32,8 @@ pub struct Place {
     pub(crate) cgroup: PathBuf,
     /// Another in a v1 hierarchy.
     pub(crate) v1_cgroup: Option<PathBuf>,
+    /// The only one that programs run on.
+    pub(crate) processor: Option<usize>,
 }
 
 /// What became of the calls of `lab-pod call`.
@@ -54,6 +56,15 @@ impl Place {
     #[must_use]
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
+    }
+
+    /// The same place, with one processor for what is started in it.
+    #[must_use]
+    pub fn on_processor(self, processor: usize) -> Self {
+        Self {
+            processor: Some(processor),
+            ..self
+        }
     }
 
     /// Starts `lab-pod serve` and waits until it listens.
@@ -177,6 +188,18 @@ impl Place {
         }
     }
 
+    /// Has a processor handle all packets that arrive in this pod: receive packet steering, as of
+    /// `Documentation/networking/scaling.rst` of the kernel.
+    ///
+    /// # Errors
+    /// If the kernel cannot, or this is no pod.
+    pub fn steer_packets_to(&self, processor: usize) -> Result<()> {
+        match &self.namespace {
+            Some(namespace) => network::steer_packets(namespace, processor),
+            None => bail!("{} is the machine itself", self.name),
+        }
+    }
+
     fn spawn<S: AsRef<OsStr>>(
         &self,
         word: &str,
@@ -190,6 +213,9 @@ impl Place {
         }
         if let Some(namespace) = &self.namespace {
             command.arg("--netns").arg(namespace);
+        }
+        if let Some(processor) = self.processor {
+            command.arg("--processor").arg(processor.to_string());
         }
         command
             .arg("--parent")

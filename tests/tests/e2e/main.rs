@@ -76,7 +76,8 @@ impl Test {
 /// The forms of kernel hooks; whatever captures is tested with each.
 const HOOKS: [Hooks; 2] = [Hooks::Btf, Hooks::Classic];
 
-/// Parts of tests' names, separated by commas: only these run. The command line takes one only.
+/// Parts of tests' names, separated by commas: only these run, and none with a part that follows `!`. The command line takes one
+/// only.
 const ONLY: &str = "LAB_TESTS";
 
 fn main() -> ExitCode {
@@ -92,8 +93,13 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let only = env::var(ONLY).unwrap_or_default();
+    let (without, only): (Vec<_>, Vec<_>) = only.split(',').partition(|part| part.starts_with('!'));
+    let is_wanted = |name: &str| {
+        only.iter().any(|part| name.contains(part))
+            && !without.iter().any(|part| name.contains(&part[1..]))
+    };
     let trials = tests()
-        .filter(|test| only.split(',').any(|part| test.name.contains(part)))
+        .filter(|test| is_wanted(&test.name))
         .map(|test| {
             let name = test.name.clone();
             let run = || {

@@ -17,6 +17,9 @@ use crate::proc::{self, cargo, find, output, target_dir};
 /// Folders that programs expect, and where file systems are mounted.
 const FOLDERS: [&str; 7] = ["proc", "sys", "dev", "run", "tmp", "etc", "root"];
 
+/// The certificate authorities that everybody trusts: a client of the API server looks for some, whatever it then needs.
+const TRUSTED: &str = "etc/ssl/certs/ca-certificates.crt";
+
 /// Where our programs are in it.
 const OWN: &str = "lab";
 
@@ -61,6 +64,7 @@ impl Programs {
             libraries.extend(needed(program)?);
         }
         let mut files = programs;
+        files.push((PathBuf::from("/").join(TRUSTED), PathBuf::from(TRUSTED)));
         for library in libraries {
             let place = library.strip_prefix("/").unwrap_or(&library).to_owned();
             files.push((library, place));

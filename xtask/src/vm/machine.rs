@@ -44,7 +44,12 @@ impl Drop for Machine {
 ///
 /// # Errors
 /// If the machine does not boot, takes too long, or a test fails.
-pub(crate) fn boot(name: &str, kernel: &Path, initramfs: &Path, tests: &[&str]) -> Result<Summary> {
+pub(crate) fn boot(
+    name: &str,
+    kernel: &Path,
+    initramfs: &Path,
+    tests: &[String],
+) -> Result<Summary> {
     // It does not outlive this program, however that ends.
     let mut command = Command::new("setpriv");
     command

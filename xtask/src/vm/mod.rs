@@ -49,12 +49,15 @@ impl Set {
                 "before::answers",
                 "before::what",
                 "before::no_room",
+                "before::none_twice",
                 "before::the_whole",
                 "udp::",
                 "failures::",
                 "identity::",
                 "pairs::",
                 "edge_cases::multipath",
+                "edge_cases::simultaneous",
+                "edge_cases::a_connect",
                 "edge_cases::fast_open",
                 "edge_cases::a_listener",
                 "edge_cases::one_port",
@@ -79,7 +82,7 @@ pub(crate) fn run(set: Set, series: &[String], filter: &[String]) -> Result<()> 
     };
     let unpacked = kernels
         .into_iter()
-        .map(|kernel| Ok((kernel.series, kernel.unpacked()?)))
+        .map(|kernel| Ok((kernel, kernel.unpacked()?)))
         .collect::<Result<Vec<_>>>()?;
     let programs = image::Programs::build()?;
     let mut failed = Vec::new();
@@ -87,10 +90,14 @@ pub(crate) fn run(set: Set, series: &[String], filter: &[String]) -> Result<()> 
         thread::scope(|scope| {
             let running: Vec<_> = some
                 .iter()
-                .map(|(series, kernel)| {
-                    let (programs, tests) = (&programs, tests.as_slice());
-                    let thread = scope.spawn(move || test(series, kernel, programs, tests));
-                    (*series, thread)
+                .map(|(kernel, unpacked)| {
+                    let tests = tests.iter().map(|&test| test.to_owned());
+                    let lacks = kernel.lacks.iter().map(|test| format!("!{test}"));
+                    let tests: Vec<_> = tests.chain(lacks).collect();
+                    let programs = &programs;
+                    let series = kernel.series;
+                    let thread = scope.spawn(move || test(series, unpacked, programs, &tests));
+                    (series, thread)
                 })
                 .collect();
             for (series, thread) in running {
@@ -130,7 +137,7 @@ fn chosen(set: Set, series: &[String]) -> Result<Vec<&'static Kernel>> {
 }
 
 /// Whether all tests pass on a kernel; says how many, or what failed.
-fn test(series: &str, kernel: &Unpacked, programs: &image::Programs, tests: &[&str]) -> bool {
+fn test(series: &str, kernel: &Unpacked, programs: &image::Programs, tests: &[String]) -> bool {
     let start = Instant::now();
     let result = boot(series, kernel, programs, tests);
     let seconds = start.elapsed().as_secs_f32();
@@ -145,7 +152,7 @@ fn boot(
     series: &str,
     kernel: &Unpacked,
     programs: &image::Programs,
-    tests: &[&str],
+    tests: &[String],
 ) -> Result<console::Summary> {
     let modules = modules::in_order(kernel)?;
     let initramfs = target_dir().join(format!("vm/{series}.cpio"));

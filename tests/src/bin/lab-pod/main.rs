@@ -19,12 +19,12 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use nix::{
     mount::{MsFlags, mount},
-    sched::{CloneFlags, setns, unshare},
+    sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare},
     sys::{
         prctl,
         signal::{SigSet, Signal},
     },
-    unistd,
+    unistd::{self, Pid},
 };
 
 /// Where programs look for tracefs.
@@ -39,6 +39,9 @@ struct Cli {
     /// A cgroup to join; one of each hierarchy.
     #[arg(long)]
     cgroup: Vec<PathBuf>,
+    /// The only processor to run on.
+    #[arg(long)]
+    processor: Option<usize>,
     /// Die with this process, which must be the one that started this one.
     #[arg(long)]
     parent: Option<i32>,
@@ -94,6 +97,11 @@ fn join(cli: &Cli) -> Result<()> {
     for cgroup in &cli.cgroup {
         let file = cgroup.join("cgroup.procs");
         fs::write(&file, "0").with_context(|| file.display().to_string())?;
+    }
+    if let Some(processor) = cli.processor {
+        let mut only = CpuSet::new();
+        only.set(processor)?;
+        sched_setaffinity(Pid::from_raw(0), &only)?;
     }
     if let Some(netns) = &cli.netns {
         let file = File::open(netns).with_context(|| netns.display().to_string())?;
