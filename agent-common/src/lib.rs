@@ -8,6 +8,7 @@ pub mod address;
 pub mod insert;
 pub mod loss;
 pub mod offset;
+pub mod sctp;
 pub mod tcp;
 pub mod types;
 
@@ -19,10 +20,10 @@ pub mod name {
     pub const STATE_CLASSIC: [&str; 2] = ["inet_sock_set_state_classic", "connections_classic"];
     /// The programs that count the state changes which the classic ones ought to see, likewise.
     pub const STATE_CHANGES: [&str; 2] = ["state_changes", "state_changes_apart"];
-    /// The programs that see datagrams: those that arrive, and those that leave.
-    pub const UDP_INGRESS: &str = "udp_ingress";
-    /// See [`UDP_INGRESS`].
-    pub const UDP_EGRESS: &str = "udp_egress";
+    /// The programs that see packets of UDP and SCTP: those that arrive, and those that leave.
+    pub const PACKET_INGRESS: &str = "packet_ingress";
+    /// See [`PACKET_INGRESS`].
+    pub const PACKET_EGRESS: &str = "packet_egress";
     /// The programs that see the addresses that processes send datagrams to from sockets that are not connected.
     pub const UDP_ADDRESS: [&str; 2] = ["udp_sendmsg4", "udp_sendmsg6"];
     /// The programs that see who binds a UDP socket.
@@ -35,6 +36,8 @@ pub mod name {
     pub const OVERFLOW: &str = "OVERFLOW";
     /// UDP sockets' peers.
     pub const PEERS: &str = "PEERS";
+    /// SCTP associations that are being made, by the client's socket.
+    pub const SCTP_CALLS: &str = "SCTP_CALLS";
     /// Until when peers may have been forgotten for want of room.
     pub const PEERS_LACK_ROOM: &str = "PEERS_LACK_ROOM";
     /// Open connections by socket.

@@ -32,10 +32,12 @@ pub enum Loss {
     /// A connection that was open before the agent started was not counted: there was no room for it, or its socket
     /// could not be read.
     OpenBefore = 11,
+    /// An SCTP association was not counted at its client: the map of those that are being made was full.
+    SctpCallsFull = 12,
 }
 
 /// The number of counters.
-pub const LOSSES: u32 = 12;
+pub const LOSSES: u32 = 13;
 
 impl Loss {
     /// All reasons, in the order of their counters.
@@ -52,6 +54,7 @@ impl Loss {
         Self::OpenFull,
         Self::WitnessedFull,
         Self::OpenBefore,
+        Self::SctpCallsFull,
     ];
 
     /// The reason's name in batches, logs and metrics.
@@ -70,6 +73,7 @@ impl Loss {
             Self::OpenFull => "open_connections_full",
             Self::WitnessedFull => "witnessed_full",
             Self::OpenBefore => "open_before",
+            Self::SctpCallsFull => "sctp_calls_full",
         }
     }
 }

@@ -81,3 +81,6 @@ pub const OPEN: [Field; 5] = [
 
 /// What the kernel has chosen of a socket's own end, and what the process: a bit field, so its offset is in bits.
 pub const USER_LOCKS: Field = field("SK_USERLOCKS_BIT", "sock", &["sk_userlocks"]);
+
+/// Not a field but a function of the kernel, whose global is 1 where it is there: by it tracing programs keep something with a socket.
+pub const SOCKET_STORAGE: (&str, &str) = ("TRACING_KEEPS", "bpf_sk_storage_get_tracing");

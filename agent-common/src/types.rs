@@ -179,7 +179,7 @@ pub struct ListenerKey {
     pub padding: u16,
 }
 
-/// A UDP socket and a peer of it.
+/// A UDP socket and a peer of it, or an SCTP socket that serves and an association of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PeerKey {
@@ -192,8 +192,8 @@ pub struct PeerKey {
     /// 0 for a peer that datagrams came from or went to; 1 for one that the process has named, which may be known under
     /// another address behind a translation.
     pub named: u16,
-    /// Zero.
-    pub padding: u32,
+    /// What the client of an SCTP association has chosen to tell it from others, see [`CallKey::tag`]; 0 for UDP.
+    pub tag: u32,
 }
 
 /// What is known of a UDP socket's conversation with a peer.
@@ -231,6 +231,34 @@ pub struct Roles {
     pub served: u32,
     /// 1 if it has spoken first while there was no room for peers.
     pub called: u32,
+}
+
+/// An SCTP association that is being made, as its client has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CallKey {
+    /// The socket's cookie, which the kernel gives to no other.
+    pub socket: u64,
+    /// The tag that the client has chosen for this association, as it lies in memory: what is sent to the client bears it.
+    pub tag: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// What is remembered of an SCTP association until it is known what becomes of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Where its first packet went, with [`kind::CONNECTED`].
+    pub key: FlowKey,
+    /// `CLOCK_MONOTONIC` in nanoseconds when that was sent, or sent again.
+    pub last_ns: u64,
+    /// Process id of the caller, as in [`FlowValue`].
+    pub pid: u32,
+    /// 1 if it was sent again, and counted as one that failed.
+    pub again: u32,
+    /// The caller's name, likewise.
+    pub comm: Comm,
 }
 
 /// One connection as one of its ends sees it: the key of what is counted already while what was open before is looked for.
@@ -296,6 +324,8 @@ const _: () = assert!(size_of::<Open>() == 48 && align_of::<Open>() == 8);
 const _: () = assert!(size_of::<ConnectionEvent>() == 104 && align_of::<ConnectionEvent>() == 8);
 const _: () = assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 8);
 const _: () = assert!(size_of::<Peer>() == 24 && align_of::<Peer>() == 8);
+const _: () = assert!(size_of::<CallKey>() == 16 && align_of::<CallKey>() == 8);
+const _: () = assert!(size_of::<Call>() == 80 && align_of::<Call>() == 8);
 const _: () = assert!(size_of::<Roles>() == 8 && align_of::<Roles>() == 4);
 const _: () = assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
 const _: () = assert!(size_of::<FlowValue>() == 48 && align_of::<FlowValue>() == 8);
@@ -313,8 +343,8 @@ mod pod {
         reason = "aya::Pod is an unsafe marker: the types hold integers and bytes only, without hidden padding"
     )]
     use super::{
-        Changes, Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey,
-        OpenBefore, Owner, Peer, PeerKey,
+        Call, CallKey, Changes, Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue,
+        ListenerKey, OpenBefore, Owner, Peer, PeerKey,
     };
 
     // SAFETY: repr(C), any bit pattern is valid, and the sizes asserted above leave no hidden padding.
@@ -331,6 +361,10 @@ mod pod {
     unsafe impl aya::Pod for PeerKey {}
     // SAFETY: as for FlowKey.
     unsafe impl aya::Pod for Peer {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for CallKey {}
+    // SAFETY: as for FlowKey.
+    unsafe impl aya::Pod for Call {}
     // SAFETY: as for FlowKey.
     unsafe impl aya::Pod for ConnectionEvent {}
     // SAFETY: as for FlowKey.

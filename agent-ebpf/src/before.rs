@@ -10,6 +10,7 @@
 use agent_common::{
     insert::Inserted,
     loss::Loss,
+    sctp::IPPROTO_SCTP,
     tcp::{LISTEN, is_open},
     types::{FlowEvent, OlderSocket, Owner, UDP_SILENCE_NS, kind},
 };
@@ -21,7 +22,7 @@ use aya_ebpf::{
 
 use crate::{
     maps::{
-        LISTENERS, OPEN_BEFORE, OPEN_SCRATCH, OpenScratch, UDP_BINDERS, UDP_OLDER, count_event,
+        BINDERS, LISTENERS, OPEN_BEFORE, OPEN_SCRATCH, OpenScratch, UDP_OLDER, count_event,
         count_loss, is_first_witness,
     },
     owner::now_ns,
@@ -108,7 +109,8 @@ extern "C" fn open_connections(ctx: *const TaskFile) -> i32 {
 }
 
 /// Tells the UDP programs what to think of the datagrams of sockets that are older than they are: whose port its process has
-/// chosen is a server's. Nothing is counted here, as a socket that is connected may never have sent anything.
+/// chosen is a server's. Nothing is counted here, as a socket that is connected may never have sent anything. Whoever has an SCTP
+/// socket listen is remembered too.
 ///
 /// What is kept with a socket is kept by the kernel's own pointer to it, and not by its address, so `bpf_sock_from_file` is
 /// needed, and that iterators may keep something (both since 5.11). Where the kernel lacks them this program is missing.
@@ -119,10 +121,14 @@ extern "C" fn open_datagrams(ctx: *const TaskFile) -> i32 {
     let Some((socket, task)) = (unsafe { socket_of(ctx) }) else {
         return 0;
     };
-    if socket.protocol() != Some(u16::from(IPPROTO_UDP))
-        || !socket.is_inet()
-        || socket.local_port() == 0
-    {
+    const UDP: u16 = IPPROTO_UDP as u16;
+    const SCTP: u16 = IPPROTO_SCTP as u16;
+    let is_udp = match socket.protocol() {
+        Some(UDP) => true,
+        Some(SCTP) if socket.state() == Some(LISTEN) => false,
+        _ => return 0,
+    };
+    if !socket.is_inet() || socket.local_port() == 0 {
         return 0;
     }
     // SAFETY: the verifier knows what the context's pointers point to, and sees that each is checked.
@@ -141,8 +147,32 @@ extern "C" fn open_datagrams(ctx: *const TaskFile) -> i32 {
         return 0;
     }
     // SAFETY: checked.
-    unsafe { remember_datagrams(&socket, sock, task) };
+    unsafe {
+        if is_udp {
+            remember_datagrams(&socket, sock, task);
+        } else {
+            remember_listener(&socket, sock, task);
+        }
+    }
     0
+}
+
+/// Remembers who has an SCTP socket listen.
+///
+/// # Safety
+/// `sock` is the kernel's own pointer to the socket.
+#[inline(always)]
+unsafe fn remember_listener(socket: &FoundSocket, sock: *mut c_void, task: u64) {
+    let mut owner = found_owner(socket, task);
+    // SAFETY: as in `remember_datagrams`.
+    unsafe {
+        bpf_sk_storage_get(
+            (&raw const BINDERS).cast_mut().cast(),
+            sock,
+            (&raw mut owner).cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        );
+    }
 }
 
 /// # Safety
@@ -170,7 +200,7 @@ unsafe fn remember_datagrams(socket: &FoundSocket, sock: *mut c_void, task: u64)
     unsafe {
         let map = (&raw const UDP_OLDER).cast_mut().cast();
         bpf_sk_storage_get(map, sock, (&raw mut scratch.older).cast(), create);
-        let map = (&raw const UDP_BINDERS).cast_mut().cast();
+        let map = (&raw const BINDERS).cast_mut().cast();
         bpf_sk_storage_get(map, sock, (&raw mut scratch.owner).cast(), create);
     }
     if let Some(found) = OPEN_BEFORE.get_ptr_mut(0) {

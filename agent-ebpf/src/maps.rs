@@ -6,8 +6,8 @@ use agent_common::{
     insert::Inserted,
     loss::{LOSSES as LOSS_COUNT, Loss},
     types::{
-        Changes, Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue, ListenerKey,
-        OlderSocket, Open, OpenBefore, Owner, Peer, PeerKey, Roles,
+        Call, CallKey, Changes, Connection, ConnectionEvent, FlowEvent, FlowKey, FlowValue,
+        ListenerKey, OlderSocket, Open, OpenBefore, Owner, Peer, PeerKey, Roles,
     },
 };
 use aya_ebpf::{
@@ -68,7 +68,8 @@ pub(crate) static CROSSED: LruHashMap<u64, u8, 1_024> = LruHashMap::new();
 #[btf_map]
 pub(crate) static LISTENERS: HashMap<ListenerKey, Owner, 16_384> = HashMap::new();
 
-/// Socket and peer → their conversation. Written by the UDP programs; the agent removes what is idle before there is no room
+/// Socket and peer → their conversation; an SCTP socket that serves and an association → that it is counted. Written by the
+/// programs for packets; the agent removes what is idle before there is no room
 /// (`agent::capture::peers`), and makes it four times as large as the map of flows. Few nodes have so many peers, so the
 /// memory for one, 128 bytes, is taken when it is met: programs for packets may do that, while those for tracepoints can
 /// deadlock the kernel by it before 6.1. When full, [`Loss::UdpPeersFull`] is counted and the datagram passes unseen.
@@ -80,6 +81,13 @@ pub(crate) static PEERS: HashMap<
     { BPF_F_NO_PREALLOC as usize },
 > = HashMap::new();
 
+/// SCTP socket and tag → the association that it is making. Written by the programs for packets, which remove what has come
+/// about or was refused; the agent removes what was never answered. As large as the map of flows; its memory is taken when it
+/// is needed, as in [`PEERS`]. When full, [`Loss::SctpCallsFull`] is counted.
+#[btf_map]
+pub(crate) static SCTP_CALLS: HashMap<CallKey, Call, FLOW_ENTRIES, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
 /// 0 → `CLOCK_MONOTONIC` in nanoseconds until which a peer that is not in [`PEERS`] may have spoken before all the same: there was no
 /// room for it, or the agent has made haste to make some. Written by both.
 #[btf_map]
@@ -90,9 +98,10 @@ pub(crate) static PEERS_LACK_ROOM: Array<u64, 1> = Array::new();
 #[btf_map]
 pub(crate) static UDP_ROLES: SkStorage<Roles> = SkStorage::new();
 
-/// UDP socket → the process that bound it. Only the programs use it; an entry lives in its socket, and goes with it.
+/// UDP socket → the process that bound it; SCTP socket that listens → the process that has it listen. Only the programs use it;
+/// an entry lives in its socket, and goes with it.
 #[btf_map]
-pub(crate) static UDP_BINDERS: SkStorage<Owner> = SkStorage::new();
+pub(crate) static BINDERS: SkStorage<Owner> = SkStorage::new();
 
 type WitnessedMap = HashMap<Connection, u8, 65_536>;
 

@@ -1,11 +1,14 @@
 //! Reading a socket: through the BTF tracepoint's typed pointer, or from the classic tracepoint's record.
 
-use agent_common::address::Address;
+use agent_common::{address::Address, types::Owner};
 use aya_ebpf::{
     Global,
-    helpers::{bpf_probe_read_kernel, bpf_skc_to_tcp_sock},
+    bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    helpers::{bpf_probe_read_kernel, bpf_sk_storage_get, bpf_skc_to_tcp_sock},
     programs::{BtfTracePointContext, TracePointContext},
 };
+
+use crate::maps::BINDERS;
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -43,6 +46,7 @@ offsets!(
     SK_STATE,
     SK_MAX_BACKLOG,
     SK_USERLOCKS_BIT,
+    TRACING_KEEPS,
 );
 
 /// The two ends of a socket. Ports are in host byte order.
@@ -70,6 +74,8 @@ pub(crate) trait Socket {
     fn is_typed(&self) -> bool;
     /// How many bytes it has sent and received; 0 where not known.
     fn bytes(&self) -> (u64, u64);
+    /// Keeps with it who has it listen, where the kernel lets a program do that.
+    fn keep_owner(&self, owner: &mut Owner);
     /// Whether a process may have it already: what a listener has made is nobody's before it is accepted.
     fn may_be_somebody_s(&self) -> bool;
 }
@@ -162,6 +168,23 @@ impl Socket for TypedSocket {
                 sent.wrapping_sub(again),
                 read_typed(tcp, &TCP_BYTES_RECEIVED),
             )
+        }
+    }
+
+    /// Tracing programs may since 5.11 (`bpf_sk_storage_get_tracing`). Before, the verifier never gets to the call.
+    #[inline(always)]
+    fn keep_owner(&self, owner: &mut Owner) {
+        if TRACING_KEEPS.load() == 0 {
+            return;
+        }
+        // SAFETY: map, socket and value are of the types that the helper wants. Without memory for it pid and name are missing.
+        unsafe {
+            bpf_sk_storage_get(
+                (&raw const BINDERS).cast_mut().cast(),
+                self.0.cast_mut().cast(),
+                core::ptr::from_mut(owner).cast(),
+                u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+            );
         }
     }
 
@@ -282,6 +305,9 @@ impl Socket for RecordedSocket<'_> {
     fn bytes(&self) -> (u64, u64) {
         FoundSocket(self.sock).bytes()
     }
+
+    #[inline(always)]
+    fn keep_owner(&self, _owner: &mut Owner) {}
 
     #[inline(always)]
     fn may_be_somebody_s(&self) -> bool {
@@ -416,6 +442,9 @@ impl Socket for FoundSocket {
             read(&TCP_BYTES_RECEIVED),
         )
     }
+
+    #[inline(always)]
+    fn keep_owner(&self, _owner: &mut Owner) {}
 
     #[inline(always)]
     fn may_be_somebody_s(&self) -> bool {

@@ -3,6 +3,7 @@
 use agent_common::{
     address::Address,
     loss::Loss,
+    sctp::IPPROTO_SCTP,
     tcp::{Transition, classify, classify_all},
     types::{Connection, FlowKey, ListenerKey, Owner, kind},
 };
@@ -27,6 +28,8 @@ use crate::{
 /// `IPPROTO_TCP`. The tracepoint also fires for SCTP, and for MPTCP (262), whose subflows are TCP sockets that report
 /// themselves.
 pub(crate) const IPPROTO_TCP: u8 = 6;
+const TCP: u16 = IPPROTO_TCP as u16;
+const SCTP: u16 = IPPROTO_SCTP as u16;
 
 /// Sits on the tracepoint `inet_sock_set_state` (`inet_sk_set_state` in `net/ipv4/af_inet.c`) as a BTF tracepoint: since
 /// 5.5, needs the kernel's BTF; since 5.15 a socket's cgroup is typed, which this program counts on.
@@ -122,10 +125,17 @@ fn log_listener(ctx: &impl EbpfContext) {
     debug!(ctx, "process {} listens", ctx.tgid());
 }
 
+/// SCTP's associations are seen by their packets (`sctp`). Its sockets have states of TCP for something similar; that one
+/// listens is told in the process that has it listen.
 #[inline(always)]
 fn observe<const APART: bool>(socket: &impl Socket, transition: Transition) {
-    if socket.protocol() != Some(u16::from(IPPROTO_TCP)) {
-        return;
+    match socket.protocol() {
+        Some(TCP) => {}
+        Some(SCTP) if transition == Transition::ListenStarted => {
+            socket.keep_owner(&mut current_owner(socket.id()));
+            return;
+        }
+        _ => return,
     }
     match transition {
         Transition::ConnectStarted => start_connect::<APART>(socket),

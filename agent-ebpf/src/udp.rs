@@ -23,24 +23,19 @@ use agent_common::{
     insert::Inserted,
     loss::Loss,
     tcp::ESTABLISHED,
-    types::{FlowKey, OlderSocket, Owner, Peer, PeerKey, Roles, UDP_SILENCE_NS, kind},
+    types::{OlderSocket, Peer, PeerKey, Roles, UDP_SILENCE_NS, kind},
 };
 use aya_ebpf::{
-    bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::SkStorage,
-    helpers::{
-        bpf_get_current_task, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_storage_get,
-        bpf_skb_cgroup_id,
-    },
-    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
+    bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE},
+    helpers::{bpf_get_socket_cookie, bpf_sk_storage_get},
+    macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SkBuffContext, SockAddrContext, SockContext},
 };
 
 use crate::{
-    before::{TASK_COMM, TASK_TGID},
-    maps::{PEERS, PEERS_LACK_ROOM, UDP_BINDERS, UDP_OLDER, UDP_ROLES, count_flow, count_loss},
-    owner::{NOBODY, current_owner, now_ns},
-    socket::follow,
+    maps::{BINDERS, PEERS, PEERS_LACK_ROOM, UDP_OLDER, UDP_ROLES, count_flow, count_loss},
+    owner::{current_owner, now_ns},
+    packet::{End, GO_ON, Packet, binder, cookie, flow_key, sender, socket, stored},
 };
 
 pub(crate) const IPPROTO_UDP: u8 = 17;
@@ -48,29 +43,6 @@ pub(crate) const IPPROTO_UDP: u8 = 17;
 const TO_MANY: core::ops::RangeInclusive<u32> = 1..=2;
 /// [`kind::CONNECTED`] of a datagram that arrives: the task is anybody, and not the one that has sent the first.
 const CONNECTED_BEFORE: u8 = 0x80;
-/// An IPv4 and a UDP header.
-const SHORTEST: usize = 28;
-/// What a cgroup program returns to let a packet or a call go on. No other value is returned here.
-const GO_ON: i32 = 1;
-
-/// Sits on datagrams that leave a socket (`ip_finish_output`, `ip6_finish_output`; since 4.10, with the helpers used here
-/// since 5.2). Every packet of every socket below the cgroup comes by, so TCP's are let go before anything else is done.
-#[cgroup_skb(egress)]
-pub(crate) fn udp_egress(ctx: SkBuffContext) -> i32 {
-    if is_datagram(&ctx) {
-        sent(&ctx);
-    }
-    GO_ON
-}
-
-/// Sits on datagrams that a socket is about to queue (`sk_filter_trim_cap`), whether or not anybody asks who sent them.
-#[cgroup_skb(ingress)]
-pub(crate) fn udp_ingress(ctx: SkBuffContext) -> i32 {
-    if is_datagram(&ctx) {
-        received(&ctx);
-    }
-    GO_ON
-}
 
 /// Sits on `sendmsg` of an unconnected socket to an IPv4 address (`udp_sendmsg`, since 4.18).
 #[cgroup_sock_addr(sendmsg4)]
@@ -100,103 +72,15 @@ pub(crate) fn udp_bind6(ctx: SockContext) -> i32 {
     GO_ON
 }
 
-/// One end of a datagram's way; the port is in host byte order.
-#[derive(Clone, Copy)]
-struct End {
-    address: Address,
-    port: u16,
-}
-
-struct Datagram {
-    source: End,
-    destination: End,
-}
-
-/// Where a packet begins and ends: it begins with the network header, and has the headers in its linear part, because the
-/// kernel has parsed them (`__cgroup_bpf_run_filter_skb`).
-#[inline(always)]
-fn bounds(ctx: &SkBuffContext) -> (usize, usize) {
-    // SAFETY: the verifier checks the accesses to the context, and knows these two as the bounds of the packet.
-    unsafe {
-        (
-            (&raw const (*ctx.skb.skb).data).read_volatile() as usize,
-            (&raw const (*ctx.skb.skb).data_end).read_volatile() as usize,
-        )
-    }
-}
-
-/// Whether the packet is UDP's. Extension headers of IPv6 before UDP's are not followed.
-#[inline(always)]
-fn is_datagram(ctx: &SkBuffContext) -> bool {
-    let (data, end) = bounds(ctx);
-    if data + SHORTEST > end {
-        return false;
-    }
-    // SAFETY: these bytes are there.
-    let (first, protocol4, protocol6): (u8, u8, u8) =
-        unsafe { (at(data, 0), at(data, 9), at(data, 6)) };
-    match first >> 4 {
-        4 => protocol4 == IPPROTO_UDP,
-        6 => protocol6 == IPPROTO_UDP,
-        _ => false,
-    }
-}
-
-impl Datagram {
-    /// Reads both ends from the headers; `None` if it does not go from one host to another.
-    #[inline(always)]
-    fn read(ctx: &SkBuffContext) -> Option<Self> {
-        let (data, end) = bounds(ctx);
-        if data + SHORTEST > end {
-            return None;
-        }
-        // SAFETY: this byte is there.
-        let first: u8 = unsafe { at(data, 0) };
-        let (source, destination, ports) = match first >> 4 {
-            4 => {
-                // SAFETY: within the shortest packet. Addresses are copied as they are, in network byte order.
-                let (source, destination) = unsafe { (at(data, 12), at(data, 16)) };
-                let ports = data + usize::from(first & 0xf) * 4;
-                (
-                    Address::from_v4(source),
-                    Address::from_v4(destination),
-                    ports,
-                )
-            }
-            6 if data + 48 <= end => {
-                // SAFETY: within the 48 bytes.
-                let (source, destination) = unsafe { (at(data, 8), at(data, 24)) };
-                (source, destination, data + 40)
-            }
-            _ => return None,
-        };
-        if ports + 4 > end || destination.is_to_many() || destination.is_loopback() {
-            return None;
-        }
-        // SAFETY: four bytes are there, as was just checked.
-        let (from, to): (u16, u16) = unsafe { (at(ports, 0), at(ports, 2)) };
-        Some(Self {
-            source: End {
-                address: source,
-                port: u16::from_be(from),
-            },
-            destination: End {
-                address: destination,
-                port: u16::from_be(to),
-            },
-        })
-    }
-}
-
 /// A datagram leaves: to a peer that has spoken before it is an answer, else this end is the client.
 ///
 /// A function of its own, so that the program saves and reserves next to nothing for packets of TCP.
 #[inline(never)]
-fn sent(ctx: &SkBuffContext) {
-    let Some(Datagram {
+pub(crate) fn sent(ctx: &SkBuffContext) {
+    let Some(Packet {
         source: local,
         destination: remote,
-    }) = Datagram::read(ctx)
+    }) = Packet::read(ctx)
     else {
         return;
     };
@@ -236,16 +120,16 @@ fn sent(ctx: &SkBuffContext) {
 
 /// A datagram arrives: from a peer that was spoken to before it is an answer, else this end is the server.
 #[inline(never)]
-fn received(ctx: &SkBuffContext) {
+pub(crate) fn received(ctx: &SkBuffContext) {
     // SAFETY: the verifier checks the access to the context.
     let to = unsafe { (&raw const (*ctx.skb.skb).pkt_type).read_volatile() };
     if TO_MANY.contains(&to) {
         return;
     }
-    let Some(Datagram {
+    let Some(Packet {
         source: remote,
         destination: local,
-    }) = Datagram::read(ctx)
+    }) = Packet::read(ctx)
     else {
         return;
     };
@@ -346,35 +230,12 @@ fn remember_binder(ctx: &SockContext) {
     // memory; what is missing then is pid and name.
     unsafe {
         bpf_sk_storage_get(
-            (&raw const UDP_BINDERS).cast_mut().cast(),
+            (&raw const BINDERS).cast_mut().cast(),
             ctx.sock.cast(),
             (&raw mut owner).cast(),
             u64::from(BPF_SK_STORAGE_GET_F_CREATE),
         );
     }
-}
-
-/// Who sends this datagram: it leaves in the process that does. Programs for packets may ask for the task since 5.8, but for
-/// its number and name only since 6.10, so these are read from it. Without the kernel's types it is whoever has bound the
-/// socket, if anybody has.
-#[inline(always)]
-fn sender(ctx: &SkBuffContext) -> Owner {
-    if TASK_TGID.load() == 0 || TASK_COMM.load() == 0 {
-        return binder(ctx);
-    }
-    // SAFETY: the helper takes nothing, and the result is a number here.
-    let task = unsafe { bpf_get_current_task() };
-    Owner {
-        pid: follow(task, &TASK_TGID).unwrap_or(0),
-        comm: follow(task, &TASK_COMM).unwrap_or_default(),
-        ..NOBODY
-    }
-}
-
-/// Who has bound the socket that this datagram belongs to.
-#[inline(always)]
-fn binder(ctx: &SkBuffContext) -> Owner {
-    stored(ctx, &UDP_BINDERS).unwrap_or(NOBODY)
 }
 
 /// The kind of a socket that is older than this program, and still so young a find that a conversation may be one that was
@@ -397,36 +258,10 @@ fn is_connected(ctx: &SkBuffContext) -> bool {
     state == ESTABLISHED.cast_unsigned()
 }
 
-/// What is kept with the socket that this datagram belongs to.
-#[inline(always)]
-fn stored<T: Copy>(ctx: &SkBuffContext, map: &'static SkStorage<T>) -> Option<T> {
-    let socket = socket(ctx)?;
-    // SAFETY: the verifier sees that the socket is checked before it is used, and that the value is.
-    unsafe {
-        bpf_sk_storage_get(
-            core::ptr::from_ref(map).cast_mut().cast(),
-            socket.cast(),
-            core::ptr::null_mut(),
-            0,
-        )
-        .cast::<T>()
-        .as_ref()
-        .copied()
-    }
-}
-
 #[inline(always)]
 fn count(ctx: &SkBuffContext, local: &End, remote: &End, port: u16, kind: u8, now: u64) {
-    let key = FlowKey {
-        local: local.address,
-        remote: remote.address,
-        // SAFETY: the helper takes the context of this program, whose socket is the one that sends or receives.
-        cgroup: unsafe { bpf_skb_cgroup_id(ctx.skb.skb) },
-        netns: 0,
-        port,
-        protocol: IPPROTO_UDP,
-        kind: kind & !CONNECTED_BEFORE,
-    };
+    let counted = kind & !CONNECTED_BEFORE;
+    let key = flow_key(ctx, local, remote, port, IPPROTO_UDP, counted);
     count_flow(&key, now, || {
         if kind == kind::CONNECTED {
             sender(ctx)
@@ -454,7 +289,7 @@ fn is_known(key: &PeerKey, now: u64, speaker: u8) -> bool {
 }
 
 #[inline(always)]
-fn new_peer(now: u64, kind: u8, is_answered: bool, is_connected: bool) -> Peer {
+pub(crate) fn new_peer(now: u64, kind: u8, is_answered: bool, is_connected: bool) -> Peer {
     Peer {
         first_ns: now,
         last_ns: now,
@@ -467,7 +302,7 @@ fn new_peer(now: u64, kind: u8, is_answered: bool, is_connected: bool) -> Peer {
 
 /// Remembers a peer; it is new to one CPU only, whichever asks first.
 #[inline(always)]
-fn meet(key: &PeerKey, peer: &Peer) -> Inserted {
+pub(crate) fn meet(key: &PeerKey, peer: &Peer) -> Inserted {
     PEERS.insert(key, peer, u64::from(BPF_NOEXIST)).into()
 }
 
@@ -551,37 +386,6 @@ fn peer_key(socket: u64, remote: &End, named: u16) -> PeerKey {
         socket,
         port: remote.port,
         named,
-        padding: 0,
+        tag: 0,
     }
-}
-
-/// The kernel's number for the socket; it is never given to another.
-#[inline(always)]
-fn cookie(ctx: &SkBuffContext) -> u64 {
-    // SAFETY: the helper takes the context of this program.
-    unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) }
-}
-
-/// The socket that this datagram belongs to.
-#[inline(always)]
-fn socket(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
-    // SAFETY: the verifier checks the access to the context, and that what comes of it is checked before it is used.
-    unsafe {
-        let socket = (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile();
-        if socket.is_null() {
-            return None;
-        }
-        let socket = bpf_sk_fullsock(socket);
-        (!socket.is_null()).then_some(socket)
-    }
-}
-
-/// Reads at a byte offset into a packet.
-///
-/// # Safety
-/// As many bytes must be there, checked in a way that the verifier follows.
-#[inline(always)]
-unsafe fn at<T: Copy>(data: usize, offset: usize) -> T {
-    // SAFETY: the caller's. Packets are not aligned.
-    unsafe { ((data + offset) as *const T).read_unaligned() }
 }

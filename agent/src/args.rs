@@ -23,7 +23,7 @@ const RING_BYTES: &str = "1048576";
 
 /// Watches which pods of this node talk to which, and reports it.
 ///
-/// Needs CAP_BPF and CAP_PERFMON, CAP_NET_ADMIN for UDP and CAP_SYS_PTRACE for what is older than it (root has all of them),
+/// Needs CAP_BPF and CAP_PERFMON, CAP_NET_ADMIN for UDP and SCTP and CAP_SYS_PTRACE for what is older than it (root has all of them),
 /// and a Linux kernel from 5.10 on.
 #[derive(Debug, Parser)]
 #[command(

@@ -43,8 +43,8 @@ pub const NEEDED: [Capability; 4] = [
     Capability {
         bit: 12,
         name: "CAP_NET_ADMIN",
-        needed_for: "for the programs that see datagrams",
-        lost: "UDP is not captured",
+        needed_for: "for the programs that see packets",
+        lost: "UDP and SCTP are not captured",
         required: false,
         by_sys_admin: true,
     },

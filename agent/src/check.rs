@@ -139,11 +139,7 @@ impl Report {
         findings.extend(locked_memory(kernel));
         findings.extend([process_ids(), clock()]);
         if Path::new(capture::SCTP).exists() {
-            findings.push(Finding {
-                what: "SCTP",
-                state: State::Limited,
-                found: "this kernel has it, and it is not captured".to_owned(),
-            });
+            findings.extend(probe.as_ref().and_then(sctp));
         }
         Self { findings, hooks }
     }
@@ -175,6 +171,19 @@ impl Report {
             "findings": findings.collect::<Vec<_>>(),
         })
     }
+}
+
+/// Of a kernel that has it.
+fn sctp(probe: &Probe) -> Option<Finding> {
+    let (state, found) = match probe.udp.as_ref()? {
+        Ok(()) => (State::Ok, "this kernel has it; seen by the programs of UDP"),
+        Err(_) => (State::Limited, "this kernel has it, and it is not captured"),
+    };
+    Some(Finding {
+        what: "SCTP",
+        state,
+        found: found.to_owned(),
+    })
 }
 
 fn kernel_version(release: &str) -> Finding {
@@ -232,7 +241,7 @@ fn cgroup(told: Option<&Path>) -> (PathBuf, Finding) {
         Ok((root, Ok(true))) => (State::Ok, root.to_string()),
         Ok((root, Ok(false))) => (
             State::Limited,
-            format!("{root} is not of version 2: UDP is not captured"),
+            format!("{root} is not of version 2: UDP and SCTP are not captured"),
         ),
         Ok((root, Err(error))) => (State::Missing, format!("{root}: {error}")),
         Err(error) => (State::Missing, error.clone()),
@@ -420,8 +429,12 @@ mod tests {
             ]
         );
         assert_eq!(probe.best(), Some(Hooks::Classic));
+        assert_eq!(sctp(&probe).map(|it| it.state), Some(State::Limited));
         probe.hooks[1].1 = Err("no tracefs".to_owned());
+        probe.udp = Some(Ok(()));
+        assert_eq!(sctp(&probe).map(|it| it.state), Some(State::Ok));
         (probe.udp, probe.iterators) = (None, None);
+        assert!(sctp(&probe).is_none());
         assert_eq!(
             states(&probe),
             [

@@ -1,4 +1,5 @@
-//! Sockets that are older than the agent, from `/proc`: for kernels without the iterators of `agent-ebpf`.
+//! Sockets that are older than the agent, from `/proc`: for kernels without the iterators of `agent-ebpf`, and for SCTP, whose
+//! associations are in no file of a process.
 //!
 //! [`table`] reads the kernel's tables of sockets, [`processes`] what there is to know of processes, and [`Walk`] puts them
 //! together: each network namespace is looked at through any process that is in it, and the owner of a socket is found
@@ -15,7 +16,7 @@ use agent_common::address::Address;
 pub use self::{
     processes::{CgroupIds, Process},
     progress::Progress,
-    walk::Walk,
+    walk::{Transport, Walk},
 };
 
 /// What was found.

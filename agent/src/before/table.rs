@@ -1,12 +1,50 @@
-//! `/proc/net/tcp` and `/proc/net/tcp6` (`get_tcp4_sock` in `net/ipv4/tcp_ipv4.c`, `get_tcp6_sock` in
-//! `net/ipv6/tcp_ipv6.c`).
+//! The kernel's tables of sockets: `/proc/net/tcp` and `/proc/net/tcp6` (`get_tcp4_sock` in `net/ipv4/tcp_ipv4.c`, `get_tcp6_sock`
+//! in `net/ipv6/tcp_ipv6.c`), and those of SCTP ([`sctp`]).
+
+mod sctp;
 
 use std::io::{self, BufRead, Read as _};
 
 use agent_common::address::Address;
 
-/// No line is longer: those of IPv6 have some 180 bytes.
-const LONGEST_LINE: u64 = 1024;
+/// No line is longer: those of TCP over IPv6 have some 180 bytes, and an SCTP socket's has each address of both hosts.
+const LONGEST_LINE: u64 = 4096;
+
+/// A table: its file in `/proc/PID/net`, and what is made of a line of it.
+pub(super) struct Table {
+    pub(super) file: &'static str,
+    /// Whether a kernel may do without it.
+    pub(super) is_optional: bool,
+    parse: fn(&[u8]) -> Option<Row>,
+}
+
+/// Those of TCP; a kernel without IPv6 lacks the second.
+pub(super) const TCP: [Table; 2] = [
+    Table {
+        file: "tcp",
+        is_optional: false,
+        parse,
+    },
+    Table {
+        file: "tcp6",
+        is_optional: true,
+        parse,
+    },
+];
+
+/// Those of SCTP.
+pub(super) const SCTP: [Table; 2] = [
+    Table {
+        file: "sctp/eps",
+        is_optional: false,
+        parse: sctp::socket,
+    },
+    Table {
+        file: "sctp/assocs",
+        is_optional: false,
+        parse: sctp::association,
+    },
+];
 
 /// A socket in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,28 +63,34 @@ pub(super) struct Row {
     pub(super) inode: u64,
 }
 
-/// Reads a table, whose first line is a heading, and returns how many lines are not understood.
-///
-/// # Errors
-/// If the table cannot be read on.
-pub(super) fn read(mut table: impl BufRead, mut each: impl FnMut(Row)) -> io::Result<u64> {
-    let mut unread = 0;
-    let mut line = Vec::new();
-    let mut is_heading = true;
-    loop {
-        line.clear();
-        if table
-            .by_ref()
-            .take(LONGEST_LINE)
-            .read_until(b'\n', &mut line)?
-            == 0
-        {
-            return Ok(unread);
-        }
-        match parse(&line) {
-            _ if is_heading => is_heading = false,
-            Some(row) => each(row),
-            None => unread += 1,
+impl Table {
+    /// Reads it from its first line, a heading, to its end, and returns how many lines are not understood.
+    ///
+    /// # Errors
+    /// If it cannot be read on.
+    pub(super) fn read(
+        &self,
+        mut from: impl BufRead,
+        mut each: impl FnMut(Row),
+    ) -> io::Result<u64> {
+        let mut unread = 0;
+        let mut line = Vec::new();
+        let mut is_heading = true;
+        loop {
+            line.clear();
+            if from
+                .by_ref()
+                .take(LONGEST_LINE)
+                .read_until(b'\n', &mut line)?
+                == 0
+            {
+                return Ok(unread);
+            }
+            match (self.parse)(&line) {
+                _ if is_heading => is_heading = false,
+                Some(row) => each(row),
+                None => unread += 1,
+            }
         }
     }
 }
@@ -103,7 +147,7 @@ mod tests {
 
     fn rows(text: &[u8]) -> (Vec<Row>, u64) {
         let mut rows = Vec::new();
-        let unread = read(text, |row| rows.push(row)).unwrap();
+        let unread = TCP[0].read(text, |row| rows.push(row)).unwrap();
         (rows, unread)
     }
 
@@ -229,7 +273,7 @@ mod tests {
             (row, short) in any_row(),
             mut changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
             cut in any::<prop::sample::Index>(),
-            noise in proptest::collection::vec(any::<u8>(), 0..3000),
+            noise in proptest::collection::vec(any::<u8>(), 0..9000),
         ) {
             let mut text = written(&row, short).into_bytes();
             for (index, byte) in changes.drain(..) {

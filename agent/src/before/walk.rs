@@ -15,7 +15,7 @@ use agent_common::{
 use super::{
     CgroupIds, Connection, Found, Listener, Process, Progress,
     processes::{self, is_gone},
-    table::{self, Row},
+    table::{self, Row, Table},
 };
 
 /// Connections that are kept; each takes some 200 bytes until it is reported.
@@ -24,9 +24,19 @@ const MOST_CONNECTIONS: usize = 262_144;
 /// How often each table is read: a table that changes while it is read may miss a socket that is there all the time.
 const READINGS: u32 = 2;
 
+/// Whose sockets are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Its connections.
+    Tcp,
+    /// Its associations.
+    Sctp,
+}
+
 /// One look at everything.
 #[derive(Debug)]
 pub struct Walk {
+    transport: Transport,
     proc: PathBuf,
     cgroups: CgroupIds,
     most_connections: usize,
@@ -46,8 +56,9 @@ struct Namespace {
 impl Walk {
     /// A look at the processes in `proc`, usually `/proc`.
     #[must_use]
-    pub fn new(proc: PathBuf, cgroups: CgroupIds) -> Self {
+    pub fn new(transport: Transport, proc: PathBuf, cgroups: CgroupIds) -> Self {
         Self {
+            transport,
             proc,
             cgroups,
             most_connections: MOST_CONNECTIONS,
@@ -100,10 +111,10 @@ impl Walk {
         let mut namespace = Namespace::default();
         'pids: for pid in pids {
             for reading in 0..READINGS {
-                for table in ["tcp", "tcp6"] {
-                    let path = self.proc.join(format!("{pid}/net/{table}"));
+                for table in self.tables() {
+                    let path = self.proc.join(format!("{pid}/net/{}", table.file));
                     let read = File::open(&path).and_then(|file| {
-                        table::read(BufReader::new(file), |row| {
+                        table.read(BufReader::new(file), |row| {
                             if !namespace.add(row, room) && reading == 0 {
                                 found.left_out += 1;
                             }
@@ -112,8 +123,7 @@ impl Walk {
                     match read {
                         Ok(unread) if reading == 0 => found.unread += unread,
                         Ok(_) => {}
-                        // A kernel without IPv6 has no such table.
-                        Err(error) if is_gone(&error) && table == "tcp6" => {}
+                        Err(error) if is_gone(&error) && table.is_optional => {}
                         Err(error) if is_gone(&error) => continue 'pids,
                         Err(error) => {
                             tracing::warn!(%error, path = %path.display(), "a table of sockets cannot be read");
@@ -125,6 +135,13 @@ impl Walk {
             return Some(namespace);
         }
         None
+    }
+
+    fn tables(&self) -> &'static [Table] {
+        match self.transport {
+            Transport::Tcp => &table::TCP,
+            Transport::Sctp => &table::SCTP,
+        }
     }
 
     /// The processes that have the sockets open, by inode number. Of several it is the first in the order of their ids, the

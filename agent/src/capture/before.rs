@@ -13,6 +13,7 @@ use std::{
 
 use agent_common::{
     name,
+    sctp::IPPROTO_SCTP,
     types::{Comm, Connection, FlowKey, FlowValue, ListenerKey, OpenBefore, Owner, kind},
 };
 use aya::{
@@ -23,7 +24,7 @@ use aya::{
 
 use super::{Error, Losses, clock, hooks::Iterators, map_error, slot, take};
 use crate::{
-    before::{CgroupIds, Found, Progress, Walk},
+    before::{CgroupIds, Found, Progress, Transport, Walk},
     identity::Mounts,
 };
 
@@ -159,6 +160,7 @@ impl Search {
         ebpf: &mut Ebpf,
         iterators: Iterators,
         names_netns: bool,
+        sees_sctp: bool,
     ) -> Result<Older, Error> {
         // Like every update of such a map it returns when all programs have ended that were running, and so every
         // state change whose tracepoint was passed before the hooks sat on it.
@@ -180,6 +182,11 @@ impl Search {
                 by = "/proc";
                 self.read_proc(ebpf, names_netns, &mut older)?
             }
+        };
+        let associations = if sees_sctp {
+            self.read_associations(&mut older)?
+        } else {
+            0
         };
         self.datagrams(ebpf, iterators);
         let sockets = found(ebpf).map_err(map_error(name::OPEN_BEFORE))?.datagrams;
@@ -206,6 +213,7 @@ impl Search {
             listeners,
             connections,
             udp_sockets,
+            associations,
             milliseconds,
             by,
             "open before"
@@ -226,28 +234,28 @@ impl Search {
         names_netns: bool,
         older: &mut Older,
     ) -> Result<(u64, u64), Error> {
-        let mount = Mounts::read().ok().map(|mounts| mounts.root);
-        let walk = Walk::new(PathBuf::from("/proc"), CgroupIds::new(mount));
-        let found = match walk.run() {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::error!(%error, "what was open before is not known");
-                older.losses.insert(UNREAD.to_owned(), 1);
-                return Ok((0, 0));
-            }
-        };
-        if found.ownerless > 0 {
-            tracing::warn!(
-                sockets = found.ownerless,
-                "some processes let nobody look at their files (is CAP_SYS_PTRACE missing?): their sockets are named by address"
-            );
-        }
-        for (reason, count) in [(UNREAD, found.unread), (LEFT_OUT, found.left_out)] {
-            if count > 0 {
-                older.losses.insert(reason.to_owned(), count);
-            }
-        }
+        let found = walk(Transport::Tcp, older);
         let listeners = remember_listeners(ebpf, &found, names_netns)?;
+        let connections = self.count(found, IPPROTO_TCP, names_netns, older)?;
+        Ok((listeners, connections))
+    }
+
+    /// Counts SCTP's associations, which no iterator leads to. The programs for packets know no namespaces. Returns how many
+    /// were counted.
+    fn read_associations(&self, older: &mut Older) -> Result<u64, Error> {
+        let found = walk(Transport::Sctp, older);
+        self.count(found, IPPROTO_SCTP, false, older)
+    }
+
+    /// Counts what the hooks have not counted, and returns how many these are.
+    fn count(
+        &self,
+        found: Found,
+        protocol: u8,
+        names_netns: bool,
+        older: &mut Older,
+    ) -> Result<u64, Error> {
+        let before = older.flows.len();
         // After the tables were read: a connection that is in one, and is not witnessed now, was there before the hooks.
         let now_ns = clock::monotonic_ns().map_err(Error::Clock)?;
         for connection in found.connections {
@@ -271,7 +279,7 @@ impl Search {
                 } else {
                     ends.remote_port
                 },
-                protocol: IPPROTO_TCP,
+                protocol,
                 kind: if connection.accepted {
                     kind::ACCEPTED
                 } else {
@@ -288,8 +296,33 @@ impl Search {
             };
             older.flows.push((key, value));
         }
-        Ok((listeners, older.flows.len() as u64))
+        Ok((older.flows.len() - before) as u64)
     }
+}
+
+/// Looks at all namespaces and processes.
+fn walk(transport: Transport, older: &mut Older) -> Found {
+    let mount = Mounts::read().ok().map(|mounts| mounts.root);
+    let walk = Walk::new(transport, PathBuf::from("/proc"), CgroupIds::new(mount));
+    let found = walk.run().unwrap_or_else(|error| {
+        tracing::error!(%error, "what was open before is not known");
+        Found {
+            unread: 1,
+            ..Found::default()
+        }
+    });
+    if found.ownerless > 0 {
+        tracing::warn!(
+            sockets = found.ownerless,
+            "some processes let nobody look at their files (is CAP_SYS_PTRACE missing?): their sockets are named by address"
+        );
+    }
+    for (reason, count) in [(UNREAD, found.unread), (LEFT_OUT, found.left_out)] {
+        if count > 0 {
+            *older.losses.entry(reason.to_owned()).or_default() += count;
+        }
+    }
+    found
 }
 
 /// Tells the hooks who listens. Those that do not know namespaces apart look for exact addresses only.

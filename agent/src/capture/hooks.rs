@@ -136,6 +136,7 @@ pub(super) fn load(options: &Options) -> Result<Loaded, Error> {
         loader.map_max_entries(map, options.map_entries);
     }
     loader.map_max_entries(name::PEERS, peers::capacity(options.map_entries));
+    loader.map_max_entries(name::SCTP_CALLS, options.map_entries);
     let (open, connections) = match options.mode {
         Mode::Flows => (1, 4096),
         Mode::Connections => (options.map_entries, options.ring_bytes),

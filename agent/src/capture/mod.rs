@@ -26,6 +26,7 @@ use std::{
 use agent_common::{
     loss::Loss,
     name,
+    sctp::IPPROTO_SCTP,
     types::{self, FlowEvent, FlowKey, FlowValue, kind},
 };
 use aya::{
@@ -72,8 +73,8 @@ pub struct Options {
     pub map_entries: u32,
     /// Size of the overflow ring, in bytes; a power of two and a multiple of the page size.
     pub ring_bytes: u32,
-    /// The folder of the cgroup whose processes' datagrams are to be seen. If it is not of the v2 hierarchy, UDP is not
-    /// captured.
+    /// The folder of the cgroup whose processes' packets are to be seen. If it is not of the v2 hierarchy, neither UDP nor SCTP
+    /// is captured.
     pub cgroup: PathBuf,
 }
 
@@ -97,7 +98,7 @@ pub enum Error {
     /// A drain failed half-way; the next one reports what this one got.
     #[error("cannot drain the map of flows")]
     Drain(#[source] std::io::Error),
-    /// The map of UDP peers cannot be read or cut.
+    /// The map of UDP peers or that of SCTP calls cannot be read or cut.
     #[error("cannot go through the map of peers")]
     Peers(#[source] std::io::Error),
     /// The hooks cannot be attached.
@@ -194,7 +195,7 @@ pub struct Capture {
     _ebpf: Ebpf,
     hooks: Hooks,
     mode: Mode,
-    /// `None` if UDP is not captured.
+    /// `None` if neither UDP nor SCTP is captured.
     peers: Option<Peers>,
     generations: [Generation; 2],
     active: usize,
@@ -260,15 +261,16 @@ impl Capture {
         let search = Search::start(&mut ebpf)?;
         let program = hooks::attach(&mut ebpf, hooks, options.mode)?;
         let skipped = SkippedRuns::new(changes, program).map_err(map_error(name::CHANGES))?;
-        // Before the programs that see datagrams, and again after: what the first look knows of a socket they need at once.
+        // Before the programs that see packets, and again after: what the first look knows of a socket they need at once.
         search.datagrams(&mut ebpf, iterators);
         let attached = udp::attach(&mut ebpf, &options.cgroup);
         let peers = match attached {
             Ok(()) => {
                 let map = descriptor(&take(&mut ebpf, name::PEERS)?, name::PEERS)?;
+                let calls = descriptor(&take(&mut ebpf, name::SCTP_CALLS)?, name::SCTP_CALLS)?;
                 let lack = Array::try_from(take(&mut ebpf, name::PEERS_LACK_ROOM)?)
                     .map_err(map_error(name::PEERS_LACK_ROOM))?;
-                Some(Peers::new(map, lack, options.map_entries))
+                Some(Peers::new(map, calls, lack, options.map_entries))
             }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
@@ -276,14 +278,16 @@ impl Capture {
                 None
             }
         };
-        let found = search.run(&mut ebpf, iterators, names_netns)?;
+        let has_sctp = Path::new(SCTP).exists();
+        let sees_sctp = has_sctp && peers.is_some();
+        let found = search.run(&mut ebpf, iterators, names_netns, sees_sctp)?;
         let mut at_start = found.losses;
         if peers.is_none() {
             at_start.insert(UDP_NOT_CAPTURED.to_owned(), 1);
-        }
-        if Path::new(SCTP).exists() {
-            tracing::warn!("this kernel has SCTP, which is not captured");
-            at_start.insert(SCTP_NOT_CAPTURED.to_owned(), 1);
+            if has_sctp {
+                tracing::warn!("this kernel has SCTP, which is not captured either");
+                at_start.insert(SCTP_NOT_CAPTURED.to_owned(), 1);
+            }
         }
         memory::give_back();
         Ok(Self {
@@ -313,7 +317,7 @@ impl Capture {
         self.hooks
     }
 
-    /// Whether UDP is captured too.
+    /// Whether UDP and SCTP are captured too.
     #[must_use]
     pub fn sees_udp(&self) -> bool {
         self.peers.is_some()
@@ -454,10 +458,10 @@ fn observation(key: &FlowKey, value: &FlowValue, clock: &Clock) -> Observation {
             kind::CONNECT_FAILED => Event::Connect(Outcome::Failed),
             _ => Event::Connect(Outcome::Established),
         },
-        protocol: if key.protocol == IPPROTO_UDP {
-            Protocol::Udp
-        } else {
-            Protocol::Tcp
+        protocol: match key.protocol {
+            IPPROTO_UDP => Protocol::Udp,
+            IPPROTO_SCTP => Protocol::Sctp,
+            _ => Protocol::Tcp,
         },
         local: Ipv6Addr::from(key.local).to_canonical(),
         remote: Ipv6Addr::from(key.remote).to_canonical(),

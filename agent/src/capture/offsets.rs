@@ -3,7 +3,7 @@
 use std::fs;
 
 use agent_common::offset::{
-    BYTES, CGROUP, CGROUP_TAGGED, FILE, Field, NETNS, OPEN, SOCKET, USER_LOCKS,
+    BYTES, CGROUP, CGROUP_TAGGED, FILE, Field, NETNS, OPEN, SOCKET, SOCKET_STORAGE, USER_LOCKS,
 };
 use btf_rs::{Btf, Type};
 
@@ -46,11 +46,12 @@ impl Offsets {
             found: fields
                 .filter_map(|field| offset_of(btf, &field).map(|offset| (field.global, offset)))
                 .chain(bit_offset_of(btf, &USER_LOCKS).map(|offset| (USER_LOCKS.global, offset)))
+                .chain(has_function(btf, SOCKET_STORAGE.1).then_some((SOCKET_STORAGE.0, 1)))
                 .collect(),
         }
     }
 
-    /// Every global and its offset in bytes.
+    /// Every global and its offset in bytes, or 1 for a function.
     pub(super) fn globals(&self) -> &[(&'static str, u32)] {
         &self.found
     }
@@ -84,6 +85,11 @@ impl Offsets {
             .iter()
             .all(|field| self.found.iter().any(|(name, _)| *name == field.global))
     }
+}
+
+fn has_function(btf: &Btf, name: &str) -> bool {
+    btf.resolve_types_by_name(name)
+        .is_ok_and(|found| found.iter().any(|kind| matches!(kind, Type::Func(_))))
 }
 
 /// Offset of a field in bytes; `None` if there is no such field or it is a bit field.
@@ -171,5 +177,6 @@ mod tests {
         assert_eq!(offset("SK_LOCAL_V4"), 4);
         assert_eq!(offset("SK_REMOTE_PORT") + 2, offset("SK_LOCAL_PORT"));
         assert!(offsets.suffice_for_iterators(), "{offsets:?}");
+        assert_eq!(offset(SOCKET_STORAGE.0), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Forgetting the peers of UDP sockets that have long been silent.
+//! Forgetting the peers of UDP sockets that have long been silent, and SCTP calls that nobody has answered.
 //!
 //! As long as there is room a peer is known for two minutes of silence. In a crowd the times are those of connection tracking
 //! (`nf_conntrack_proto_udp.c`), by which the network plugins see conversations too: two minutes for one that both ends have
@@ -10,7 +10,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use agent_common::{
     name,
-    types::{Peer, PeerKey, UDP_SILENCE_NS, kind},
+    types::{Call, CallKey, Peer, PeerKey, UDP_SILENCE_NS, kind},
 };
 use aya::maps::{Array, MapData};
 
@@ -22,6 +22,10 @@ const NO_STREAM_NS: u64 = 30_000_000_000;
 /// Of what was answered, in haste.
 const ANSWERED_NS: u64 = 5_000_000_000;
 
+/// SCTP sends again what was not answered after no more than a minute (RTO.Max, RFC 9260), so this is silence. Who had no answer
+/// for as long as the first time lasts has been counted.
+const CALL_SILENCE_NS: u64 = 180_000_000_000;
+
 /// From one look through the map to the next, in drains, as long as half of it is free: what left no more than half after five
 /// seconds cannot fill it in four.
 const ROUNDS: u32 = 4;
@@ -32,9 +36,10 @@ pub(super) fn capacity(map_entries: u32) -> u32 {
     map_entries.saturating_mul(4)
 }
 
-/// The map of peers, which the kernel's programs fill and this empties.
+/// The map of peers, which the kernel's programs fill and this empties, and that of SCTP calls, of which little is left.
 pub(super) struct Peers {
     map: OwnedFd,
+    calls: OwnedFd,
     /// 0 → until when a peer that is not in the map may be one that was forgotten in haste.
     lack: Array<MapData, u64>,
     capacity: usize,
@@ -60,9 +65,15 @@ struct Tally {
 
 impl Peers {
     /// `map_entries` is the size of the map of flows.
-    pub(super) fn new(map: OwnedFd, lack: Array<MapData, u64>, map_entries: u32) -> Self {
+    pub(super) fn new(
+        map: OwnedFd,
+        calls: OwnedFd,
+        lack: Array<MapData, u64>,
+        map_entries: u32,
+    ) -> Self {
         Self {
             map,
+            calls,
             lack,
             capacity: capacity(map_entries) as usize,
             present: 0,
@@ -76,6 +87,11 @@ impl Peers {
     /// What the kernel says. Who was not forgotten stays known.
     pub(super) fn forget_silent(&mut self, now_ns: u64) -> Result<(), Error> {
         self.round = self.round.wrapping_add(1);
+        if self.round.is_multiple_of(ROUNDS) {
+            let is_due = |call: &Call| now_ns.saturating_sub(call.last_ns) > CALL_SILENCE_NS;
+            batch::delete_where::<CallKey, Call>(self.calls.as_fd(), is_due)
+                .map_err(Error::Peers)?;
+        }
         if self.present <= self.capacity / 2 && !self.round.is_multiple_of(ROUNDS) {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use super::{Hooks, Mode, Options, hooks, object::is_built, udp};
 pub struct Probe {
     /// To the tracepoint programs, in either form.
     pub hooks: [(Hooks, Result<(), String>); 2],
-    /// To those that see datagrams; `None` if no form of hooks was loaded.
+    /// To those that see packets, of UDP and SCTP; `None` if no form of hooks was loaded.
     pub udp: Option<Result<(), String>>,
     /// Whether it lists what is older than the agent, by iterators over open files; `None` likewise.
     pub iterators: Option<bool>,

@@ -1,4 +1,4 @@
-//! The UDP programs: loaded and attached to a cgroup, beside those of others.
+//! The programs for UDP and SCTP: loaded and attached to a cgroup, beside those of others.
 
 use std::{
     fs::File,
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent_common::name::{UDP_ADDRESS, UDP_BIND, UDP_EGRESS, UDP_INGRESS};
+use agent_common::name::{PACKET_EGRESS, PACKET_INGRESS, UDP_ADDRESS, UDP_BIND};
 use aya::{
     Ebpf,
     programs::{
@@ -19,7 +19,7 @@ use aya::{
 /// mode that older kernels know (`cgroup_bpf_link_attach` in `kernel/bpf/cgroup.c`).
 const BESIDE_OTHERS: CgroupAttachMode = CgroupAttachMode::Single;
 
-/// Why UDP is not captured.
+/// Why UDP and SCTP are not captured.
 #[derive(Debug, thiserror::Error)]
 pub enum UdpError {
     /// The cgroup cannot be opened.
@@ -49,11 +49,11 @@ pub(super) fn attach(ebpf: &mut Ebpf, path: &Path) -> Result<(), UdpError> {
         path: path.to_owned(),
         source,
     })?;
-    // What names processes and addresses comes before what looks at datagrams.
+    // What names processes and addresses comes before what looks at packets.
     let order = UDP_BIND
         .into_iter()
         .chain(UDP_ADDRESS)
-        .chain([UDP_INGRESS, UDP_EGRESS]);
+        .chain([PACKET_INGRESS, PACKET_EGRESS]);
     for program in order.clone() {
         if let Err(source) = attach_one(ebpf, program, &cgroup) {
             for program in order {
@@ -68,7 +68,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, path: &Path) -> Result<(), UdpError> {
 fn attach_one(ebpf: &mut Ebpf, name: &str, cgroup: &File) -> Result<(), ProgramError> {
     match ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)? {
         Program::CgroupSkb(program) => {
-            let end = if name == UDP_INGRESS {
+            let end = if name == PACKET_INGRESS {
                 CgroupSkbAttachType::Ingress
             } else {
                 CgroupSkbAttachType::Egress

@@ -26,7 +26,7 @@ pub struct Service {
 pub struct ServicePort {
     /// Its name.
     pub name: String,
-    /// `TCP` or `UDP`.
+    /// `TCP`, `UDP` or `SCTP`.
     pub protocol: &'static str,
     /// The port at the service's address.
     pub port: u16,
@@ -80,6 +80,14 @@ impl Service {
     pub fn udp(&mut self) -> &mut Self {
         if let Some(last) = self.ports.last_mut() {
             last.protocol = "UDP";
+        }
+        self
+    }
+
+    /// Makes the port that was added last one of SCTP.
+    pub fn sctp(&mut self) -> &mut Self {
+        if let Some(last) = self.ports.last_mut() {
+            last.protocol = "SCTP";
         }
         self
     }

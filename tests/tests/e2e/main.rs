@@ -20,6 +20,8 @@ mod plugin;
 mod rights;
 mod scope_log;
 mod scope_tracked;
+mod sctp;
+mod stage;
 mod stored;
 mod udp;
 
@@ -133,6 +135,7 @@ fn tests() -> impl Iterator<Item = Test> {
         plugin::tests(),
         scope_log::tests(),
         scope_tracked::tests(),
+        sctp::tests(),
         udp::tests(),
         agent_lifecycle::tests(),
         bookinfo::tests(),

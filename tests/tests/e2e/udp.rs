@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use flow::record::Direction::{self, Egress, Ingress};
-use lab::{Agent, AgentOptions, Capture, Cluster, Hooks, Lab, Process, cgroup, truth::Edge};
+use flow::record::Direction::{Egress, Ingress};
+use lab::{Agent, AgentOptions, Capture, Cluster, Lab, cgroup, truth::Edge};
 
-use crate::{Test, expect};
+use crate::{
+    Test, expect,
+    stage::{MAPPED, Stage, V4, V6, any, both, edge, steps},
+};
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests: Vec<Test> = CASES
@@ -57,114 +60,6 @@ const CASES: [(&str, Check); 17] = [
 
 /// An agent with room for 128 peers, which is four times as much.
 const CROWDED: [&str; 2] = ["--map-entries", "32"];
-
-/// The two families, by the index of an address; and IPv4 spoken on an IPv6 socket.
-const V4: usize = 0;
-const V6: usize = 1;
-const MAPPED: usize = 2;
-
-/// The lab, its agent and what is played in it.
-struct Stage {
-    lab: Lab,
-    agent: Agent,
-    actors: Vec<Process>,
-}
-
-impl Stage {
-    /// `client` and three servers in `dns`; `dns/one` and `dns/two` are behind a service that translates 53 to 5353.
-    fn build(options: impl FnOnce(AgentOptions) -> AgentOptions) -> Result<Self> {
-        let mut cluster = Cluster::apart();
-        cluster.node("node-1");
-        cluster.pod("dns", "client");
-        cluster.pod("dns", "one").label("app", "dns");
-        cluster.pod("dns", "two");
-        cluster.pod("dns", "three");
-        cluster
-            .service("dns", "resolver")
-            .select("app", "dns")
-            .port("dns", 53, 5353)
-            .udp();
-        let lab = Lab::start(cluster)?;
-        let agent = Agent::start(&lab, &options(AgentOptions::stdout("node-1")))?;
-        Ok(Self {
-            lab,
-            agent,
-            actors: Vec::new(),
-        })
-    }
-
-    fn new() -> Result<Self> {
-        Self::build(|options| options)
-    }
-
-    fn without_types() -> Result<Self> {
-        Self::build(|options| options.hooks(Hooks::ClassicWithoutTypes))
-    }
-
-    fn at(&self, pod: &str, family: usize, port: u16) -> Result<SocketAddr> {
-        let [v4, v6] = self
-            .lab
-            .cluster()
-            .addresses(self.lab.spec(&format!("dns/{pod}"))?);
-        let address = match (family, v4) {
-            (V4, _) => v4,
-            (MAPPED, std::net::IpAddr::V4(v4)) => v4.to_ipv6_mapped().into(),
-            _ => v6,
-        };
-        Ok(SocketAddr::new(address, port))
-    }
-
-    /// Lets a pod take steps while the others go on; returns when it says `ready`.
-    fn starts(&mut self, pod: &str, steps: &[String]) -> Result<()> {
-        let place = self.lab.pod(&format!("dns/{pod}"))?;
-        self.actors.push(place.start("play", steps)?);
-        Ok(())
-    }
-
-    /// Lets a pod take steps, and waits for the last.
-    fn plays(&self, pod: &str, steps: &[String]) -> Result<()> {
-        self.lab.pod(&format!("dns/{pod}"))?.play(steps)
-    }
-
-    fn serves(&mut self, pod: &str, port: u16) -> Result<()> {
-        let place = self.lab.pod(&format!("dns/{pod}"))?;
-        self.actors.push(place.serve(["--udp", &port.to_string()])?);
-        Ok(())
-    }
-
-    fn ends(self) -> Result<Capture> {
-        self.agent.stop()
-    }
-}
-
-/// The same edge seen at both ends.
-fn both<const N: usize>(edges: [(&str, &str, u64); N]) -> BTreeMap<Edge, u64> {
-    let mut wanted = BTreeMap::new();
-    for (client, server, count) in edges {
-        for direction in [Egress, Ingress] {
-            wanted.insert(edge(direction, client, server), count);
-        }
-    }
-    wanted
-}
-
-fn edge(direction: Direction, client: &str, server: &str) -> Edge {
-    Edge::new(
-        direction,
-        &format!("dns/{client}"),
-        &format!("dns/{server}"),
-    )
-}
-
-fn any(family: usize) -> &'static str {
-    ["0.0.0.0:0", "[::]:0", "[::]:0"][family]
-}
-
-macro_rules! steps {
-    ($($step:literal $(, $value:expr)*);* $(;)?) => {
-        [$(format!($step $(, $value)*)),*]
-    };
-}
 
 /// A server that answers from a wildcard socket; musl asks it from an unconnected socket, glibc from a connected one, over
 /// IPv4, IPv6, and IPv4 on an IPv6 socket. Several questions of one socket are one conversation.

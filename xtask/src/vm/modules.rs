@@ -12,10 +12,11 @@ use anyhow::{Context, Result, ensure};
 use super::kernel::Unpacked;
 use crate::proc::line;
 
-/// What the lab's networks are made of. What a kernel has built in, or does not have, is left out.
-const WANTED: [&str; 14] = [
+/// What the lab's networks are made of, and SCTP. What a kernel has built in, or does not have, is left out.
+const WANTED: [&str; 15] = [
     "veth",
     "bridge",
+    "sctp",
     "nf_tables",
     "nft_chain_nat",
     "nft_nat",

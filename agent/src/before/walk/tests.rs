@@ -99,7 +99,9 @@ fn servers_clients_and_their_owners() {
     fs::write(proc.path().join("uptime"), "1 1\n").unwrap();
 
     let ids = CgroupIds::new(Some(cgroups.path().to_owned()));
-    let found = Walk::new(proc.path().to_owned(), ids).run().unwrap();
+    let found = Walk::new(Transport::Tcp, proc.path().to_owned(), ids)
+        .run()
+        .unwrap();
     assert_eq!((found.namespaces, found.unread, found.left_out), (3, 0, 0));
     assert_eq!(found.ownerless, 0);
     assert_eq!(found.listeners.len(), 1);
@@ -133,7 +135,7 @@ fn what_cannot_be_read_and_what_has_no_room_is_counted() {
     // A table that is there and cannot be read: a loop of links.
     fs::create_dir_all(proc.path().join("9/net")).unwrap();
     symlink("tcp", proc.path().join("9/net/tcp")).unwrap();
-    let mut walk = Walk::new(proc.path().to_owned(), CgroupIds::new(None));
+    let mut walk = Walk::new(Transport::Tcp, proc.path().to_owned(), CgroupIds::new(None));
     walk.most_connections = 3;
     let found = walk.run().unwrap();
     assert_eq!(found.connections.len(), 3);

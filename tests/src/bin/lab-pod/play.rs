@@ -22,6 +22,9 @@ use crate::call::announce;
 /// `IPPROTO_MPTCP`.
 const MPTCP: i32 = 262;
 
+/// `IPPROTO_SCTP`.
+const SCTP: i32 = 132;
+
 /// How long a step may block.
 fn patience() -> Duration {
     lab::pace::patience(Duration::from_secs(10))
@@ -43,8 +46,22 @@ enum Step {
     Tcp(String, SocketAddr),
     /// `mptcp NAME ADDRESS`: the same for multipath TCP.
     Mptcp(String, SocketAddr),
+    /// `sctp NAME ADDRESS`: a socket for one association, or one that listens for them, that is bound there.
+    Sctp(String, SocketAddr),
+    /// `sctp-many NAME ADDRESS`: one for many associations, which are made by sending.
+    SctpMany(String, SocketAddr),
+    /// `sctp-raw NAME ADDRESS`: one that sends and receives packets of SCTP as they are.
+    SctpRaw(String, SocketAddr),
+    /// `whole NAME`: has it send what begins with a network header.
+    Whole(String),
+    /// `packet NAME ADDRESS HEX`: these bytes there.
+    Packet(String, SocketAddr, Vec<u8>),
+    /// `associate COUNT ADDRESS`: so many SCTP associations, one after the other, each exchanging a byte.
+    Associate(usize, SocketAddr),
     /// `connect NAME ADDRESS`.
     Connect(String, SocketAddr),
+    /// `refused NAME ADDRESS`: a connect that is refused.
+    Refused(String, SocketAddr),
     /// `begin NAME ADDRESS`: a connect that does not wait.
     Begin(String, SocketAddr),
     /// `fastopen NAME ADDRESS`: a connect that carries its first byte, if the kernel has a cookie for it.
@@ -67,6 +84,8 @@ enum Step {
     Recv(String),
     /// `answer NAME`: receives, and sends a byte to whoever has sent.
     Answer(String),
+    /// `echo NAME`: the same again and again, until nothing more comes.
+    Echo(String),
     /// `join NAME GROUP`.
     Join(String, IpAddr),
     /// `broadcast NAME`: lets it send to everybody.
@@ -101,6 +120,15 @@ impl FromStr for Step {
             ["udp", socket, address] => Self::Udp(name(socket), address.parse()?),
             ["tcp", socket, address] => Self::Tcp(name(socket), address.parse()?),
             ["mptcp", socket, address] => Self::Mptcp(name(socket), address.parse()?),
+            ["sctp", socket, address] => Self::Sctp(name(socket), address.parse()?),
+            ["sctp-many", socket, address] => Self::SctpMany(name(socket), address.parse()?),
+            ["sctp-raw", socket, address] => Self::SctpRaw(name(socket), address.parse()?),
+            ["whole", socket] => Self::Whole(name(socket)),
+            ["packet", socket, address, bytes] => {
+                Self::Packet(name(socket), address.parse()?, hexadecimal(bytes)?)
+            }
+            ["associate", count, address] => Self::Associate(count.parse()?, address.parse()?),
+            ["refused", socket, address] => Self::Refused(name(socket), address.parse()?),
             ["connect", socket, address] => Self::Connect(name(socket), address.parse()?),
             ["begin", socket, address] => Self::Begin(name(socket), address.parse()?),
             ["fastopen", socket, address] => Self::FastOpen(name(socket), address.parse()?),
@@ -117,6 +145,7 @@ impl FromStr for Step {
             ["sendto", socket, address] => Self::SendTo(name(socket), address.parse()?),
             ["recv", socket] => Self::Recv(name(socket)),
             ["answer", socket] => Self::Answer(name(socket)),
+            ["echo", socket] => Self::Echo(name(socket)),
             ["join", socket, group] => Self::Join(name(socket), group.parse()?),
             ["broadcast", socket] => Self::Broadcast(name(socket)),
             ["close", socket] => Self::Close(name(socket)),
@@ -163,6 +192,40 @@ fn take(step: &Step, sockets: &mut HashMap<String, Socket>) -> Result<()> {
             let socket = open(*address, Type::STREAM, MPTCP.into())?;
             sockets.insert(name.clone(), socket);
         }
+        Step::Sctp(name, address) => {
+            let socket = open(*address, Type::STREAM, SCTP.into())?;
+            sockets.insert(name.clone(), socket);
+        }
+        Step::SctpMany(name, address) => {
+            let socket = open(*address, Type::SEQPACKET, SCTP.into())?;
+            sockets.insert(name.clone(), socket);
+        }
+        Step::SctpRaw(name, address) => {
+            let socket = open(*address, Type::RAW, SCTP.into())?;
+            sockets.insert(name.clone(), socket);
+        }
+        Step::Whole(name) => get(name)?.set_header_included_v4(true)?,
+        Step::Packet(name, address, bytes) => {
+            // A raw socket of IPv6 takes no port that is not its protocol.
+            let address = SocketAddr::new(address.ip(), 0);
+            get(name)?.send_to(bytes, &address.into())?;
+        }
+        Step::Associate(count, address) => {
+            for _ in 0..*count {
+                let any = SocketAddr::new(any(address.ip()), 0);
+                let socket = open(any, Type::STREAM, SCTP.into())?;
+                socket.connect(&(*address).into())?;
+                socket.send(b"?")?;
+                socket.recv(&mut [MaybeUninit::uninit()])?;
+            }
+        }
+        Step::Refused(name, address) => {
+            let refused = get(name)?.connect(&(*address).into()).err();
+            ensure!(
+                refused.as_ref().map(io::Error::kind) == Some(io::ErrorKind::ConnectionRefused),
+                "{refused:?}"
+            );
+        }
         Step::Connect(name, address) => get(name)?.connect(&(*address).into())?,
         Step::Begin(name, address) => {
             let socket = get(name)?;
@@ -206,10 +269,10 @@ fn take(step: &Step, sockets: &mut HashMap<String, Socket>) -> Result<()> {
         Step::Recv(name) => {
             get(name)?.recv(&mut [MaybeUninit::uninit()])?;
         }
-        Step::Answer(name) => {
+        Step::Answer(name) => answer(get(name)?)?,
+        Step::Echo(name) => {
             let socket = get(name)?;
-            let (_, peer) = socket.recv_from(&mut [MaybeUninit::uninit()])?;
-            socket.send_to(b"!", &peer)?;
+            while answer(socket).is_ok() {}
         }
         Step::Join(name, IpAddr::V4(group)) => {
             get(name)?.join_multicast_v4(group, &[0, 0, 0, 0].into())?;
@@ -256,7 +319,8 @@ fn take(step: &Step, sockets: &mut HashMap<String, Socket>) -> Result<()> {
 
 fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
-    if address.is_ipv6() {
+    // A raw socket of IPv6 has a protocol of its own, and takes nothing else.
+    if address.is_ipv6() && kind != Type::RAW {
         socket.set_only_v6(false)?;
     }
     if kind == Type::STREAM {
@@ -266,6 +330,24 @@ fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socke
     socket.set_read_timeout(Some(patience()))?;
     socket.bind(&SockAddr::from(address))?;
     Ok(socket)
+}
+
+fn answer(socket: &Socket) -> io::Result<()> {
+    let (_, peer) = socket.recv_from(&mut [MaybeUninit::uninit()])?;
+    socket.send_to(b"!", &peer)?;
+    Ok(())
+}
+
+/// Two digits a byte.
+fn hexadecimal(digits: &str) -> Result<Vec<u8>> {
+    ensure!(digits.len().is_multiple_of(2), "half a byte in `{digits}`");
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| {
+            let byte = digits.get(at..at + 2).context("no digits")?;
+            Ok(u8::from_str_radix(byte, 16)?)
+        })
+        .collect()
 }
 
 /// Every address of this one's family.
