@@ -48,6 +48,15 @@ impl Address {
         Self([0, joined(V4_PREFIX, address)])
     }
 
+    /// Four bytes at a time, as they lie in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn quarters(self) -> [u32; 4] {
+        let [high, low] = self.0;
+        let [[a, b], [c, d]] = [split(high), split(low)];
+        [a, b, c, d]
+    }
+
     /// The IPv4 address, if it is one, as a number: `10.0.0.1` is `0x0a00_0001`.
     #[inline(always)]
     #[must_use]
@@ -102,6 +111,16 @@ const fn joined(first: u32, second: u32) -> u64 {
         second << 32 | first
     } else {
         first << 32 | second
+    }
+}
+
+/// The opposite of [`joined`].
+#[inline(always)]
+const fn split(word: u64) -> [u32; 2] {
+    if cfg!(target_endian = "little") {
+        [word as u32, (word >> 32) as u32]
+    } else {
+        [(word >> 32) as u32, word as u32]
     }
 }
 

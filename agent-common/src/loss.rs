@@ -34,10 +34,13 @@ pub enum Loss {
     OpenBefore = 11,
     /// An SCTP association was not counted at its client: the map of those that are being made was full.
     SctpCallsFull = 12,
+    /// A conversation may be counted the wrong way round: its socket is older than the agent, and both ends have ports as servers
+    /// have.
+    UdpDirectionGuessed = 13,
 }
 
 /// The number of counters.
-pub const LOSSES: u32 = 13;
+pub const LOSSES: u32 = 14;
 
 impl Loss {
     /// All reasons, in the order of their counters.
@@ -55,6 +58,7 @@ impl Loss {
         Self::WitnessedFull,
         Self::OpenBefore,
         Self::SctpCallsFull,
+        Self::UdpDirectionGuessed,
     ];
 
     /// The reason's name in batches, logs and metrics.
@@ -74,6 +78,7 @@ impl Loss {
             Self::WitnessedFull => "witnessed_full",
             Self::OpenBefore => "open_before",
             Self::SctpCallsFull => "sctp_calls_full",
+            Self::UdpDirectionGuessed => "udp_direction_guessed",
         }
     }
 }

@@ -227,6 +227,8 @@ impl Peer {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Roles {
+    /// Its cookie, for those that find the socket and no packet of it.
+    pub cookie: u64,
     /// 1 if somebody has spoken to it first.
     pub served: u32,
     /// 1 if it has spoken first while there was no room for peers.
@@ -326,7 +328,7 @@ const _: () = assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 8);
 const _: () = assert!(size_of::<Peer>() == 24 && align_of::<Peer>() == 8);
 const _: () = assert!(size_of::<CallKey>() == 16 && align_of::<CallKey>() == 8);
 const _: () = assert!(size_of::<Call>() == 80 && align_of::<Call>() == 8);
-const _: () = assert!(size_of::<Roles>() == 8 && align_of::<Roles>() == 4);
+const _: () = assert!(size_of::<Roles>() == 16 && align_of::<Roles>() == 8);
 const _: () = assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
 const _: () = assert!(size_of::<FlowValue>() == 48 && align_of::<FlowValue>() == 8);
 const _: () = assert!(size_of::<FlowEvent>() == 96 && align_of::<FlowEvent>() == 8);

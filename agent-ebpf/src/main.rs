@@ -30,6 +30,8 @@ mod packet;
 #[cfg(target_arch = "bpf")]
 mod sctp;
 #[cfg(target_arch = "bpf")]
+mod sibling;
+#[cfg(target_arch = "bpf")]
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod tcp;

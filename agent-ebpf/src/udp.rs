@@ -36,6 +36,7 @@ use crate::{
     maps::{BINDERS, PEERS, PEERS_LACK_ROOM, UDP_OLDER, UDP_ROLES, count_flow, count_loss},
     owner::{current_owner, now_ns},
     packet::{End, GO_ON, Packet, binder, cookie, flow_key, sender, socket, stored},
+    sibling,
 };
 
 pub(crate) const IPPROTO_UDP: u8 = 17;
@@ -90,11 +91,16 @@ pub(crate) fn sent(ctx: &SkBuffContext) {
     if is_known(&key, now, kind::CONNECTED) {
         return;
     }
-    let is_answer = older_kind(ctx, now) == Some(kind::ACCEPTED);
-    let peer = if is_answer {
-        new_peer(now, kind::ACCEPTED, true, false)
+    let Some(socket) = udp_socket(ctx) else {
+        return;
+    };
+    let older = older_kind(ctx, now);
+    let is_answer = older == Some(kind::ACCEPTED);
+    let goes_on = !is_answer && socket.is_connected && goes_on_for_another(ctx, local, remote, now);
+    let peer = if is_answer || goes_on {
+        new_peer(now, kind::ACCEPTED, true, goes_on)
     } else {
-        new_peer(now, kind::CONNECTED, false, is_connected(ctx))
+        new_peer(now, kind::CONNECTED, false, socket.is_connected)
     };
     match meet(&key, &peer) {
         Inserted::New => {
@@ -102,7 +108,11 @@ pub(crate) fn sent(ctx: &SkBuffContext) {
                 // Answers come from this very address. What is not there need not be removed.
                 let _removed = PEERS.remove(&PeerKey { named: 1, ..key });
             }
+            if goes_on {
+                return;
+            }
             if is_answer {
+                doubt(remote, local);
                 count(ctx, local, remote, local.port, kind::ACCEPTED, now);
             } else if room_lacks(now) && !may_call(ctx) {
                 count_loss(Loss::UdpPeersFull);
@@ -135,15 +145,17 @@ pub(crate) fn received(ctx: &SkBuffContext) {
     };
     let (local, remote) = (&local, &remote);
     let now = now_ns();
-    let socket = cookie(ctx);
-    let key = peer_key(socket, remote, 0);
+    let key = peer_key(cookie(ctx), remote, 0);
     if is_known(&key, now, kind::ACCEPTED)
         || is_known(&PeerKey { named: 1, ..key }, now, kind::ACCEPTED)
     {
         return;
     }
+    let Some(socket) = udp_socket(ctx) else {
+        return;
+    };
     let older = older_kind(ctx, now);
-    if older.is_none() && is_connected(ctx) {
+    if older.is_none() && socket.is_connected {
         return;
     }
     let is_answer = older == Some(kind::CONNECTED);
@@ -154,9 +166,13 @@ pub(crate) fn received(ctx: &SkBuffContext) {
     };
     match meet(&key, &new_peer(now, kind, is_answer, false)) {
         Inserted::New if is_answer => {
+            doubt(local, remote);
             count(ctx, local, remote, remote.port, CONNECTED_BEFORE, now);
         }
         Inserted::New => {
+            if older.is_some() {
+                doubt(remote, local);
+            }
             let serves = may_serve(ctx);
             if room_lacks(now) && !serves {
                 count_loss(Loss::UdpPeersFull);
@@ -246,16 +262,50 @@ fn older_kind(ctx: &SkBuffContext, now: u64) -> Option<u8> {
     (now < older.until_ns).then_some(older.kind as u8)
 }
 
-/// Whether the process has connected the socket, so that this datagram comes from where it wanted one from: whoever speaks
-/// first then, it is no client of this end.
+/// What a datagram's socket says of itself.
+struct UdpSocket {
+    /// Whether the process has connected it, so that a datagram comes from where it wanted one from: whoever speaks first then, it
+    /// is no client of this end.
+    is_connected: bool,
+}
+
+/// The socket that this datagram belongs to; `None` if it is none of UDP's, such as a raw one, to which all datagrams of its
+/// namespace are shown.
 #[inline(always)]
-fn is_connected(ctx: &SkBuffContext) -> bool {
-    let Some(socket) = socket(ctx) else {
-        return false;
+fn udp_socket(ctx: &SkBuffContext) -> Option<UdpSocket> {
+    /// `SOCK_DGRAM` of `include/linux/net.h`.
+    const DATAGRAMS: u32 = 2;
+    let socket = socket(ctx)?;
+    // SAFETY: checked, and the verifier checks the accesses.
+    let (kind, protocol, state) = unsafe {
+        (
+            (&raw const (*socket).type_).read_volatile(),
+            (&raw const (*socket).protocol).read_volatile(),
+            (&raw const (*socket).state).read_volatile(),
+        )
     };
-    // SAFETY: checked, and the verifier checks the access. UDP has two of TCP's states (`__ip4_datagram_connect`).
-    let state = unsafe { (&raw const (*socket).state).read_volatile() };
-    state == ESTABLISHED.cast_unsigned()
+    // UDP has two of TCP's states (`__ip4_datagram_connect`).
+    (kind == DATAGRAMS && protocol == u32::from(IPPROTO_UDP)).then_some(UdpSocket {
+        is_connected: state == ESTABLISHED.cast_unsigned(),
+    })
+}
+
+/// Whether this peer has spoken to another socket on the port of this one, see [`sibling`]: that one's conversation is counted.
+#[inline(always)]
+fn goes_on_for_another(ctx: &SkBuffContext, local: &End, remote: &End, now: u64) -> bool {
+    sibling::cookie_of_the_asked(ctx, local)
+        .is_some_and(|cookie| is_known(&peer_key(cookie, remote, 0), now, kind::CONNECTED))
+}
+
+/// Counts a conversation of an older socket as one that may be the other way round, if its client's port is one that servers
+/// have, or the server's own: those of peers among themselves, such as of NTP.
+#[inline(always)]
+fn doubt(client: &End, server: &End) {
+    /// Below it only who is privileged may bind (`net.ipv4.ip_unprivileged_port_start`).
+    const UNPRIVILEGED: u16 = 1_024;
+    if client.port < UNPRIVILEGED || client.port == server.port {
+        count_loss(Loss::UdpDirectionGuessed);
+    }
 }
 
 #[inline(always)]
@@ -363,6 +413,7 @@ fn may_serve(ctx: &SkBuffContext) -> bool {
 fn roles(ctx: &SkBuffContext) -> Option<*mut Roles> {
     let socket = socket(ctx)?;
     let mut new = Roles {
+        cookie: cookie(ctx),
         served: 0,
         called: 0,
     };

@@ -29,7 +29,7 @@ pub(crate) fn tests() -> Vec<Test> {
 
 type Check = fn() -> Result<()>;
 
-const CASES: [(&str, Check); 17] = [
+const CASES: [(&str, Check); 19] = [
     ("resolvers", resolvers),
     ("resolvers_without_types", resolvers_without_types),
     ("a_service_address", a_service_address),
@@ -44,6 +44,11 @@ const CASES: [(&str, Check); 17] = [
         "a_server_with_a_socket_for_each_client",
         a_server_with_a_socket_for_each_client,
     ),
+    (
+        "a_server_with_a_socket_for_each_client_on_its_port",
+        a_server_with_a_socket_for_each_client_on_its_port,
+    ),
+    ("who_is_shown_everything", who_is_shown_everything),
     ("to_many_and_to_oneself", to_many_and_to_oneself),
     ("a_connect_alone_is_nothing", a_connect_alone_is_nothing),
     ("whose_sockets", whose_sockets),
@@ -189,6 +194,43 @@ fn a_server_with_a_socket_for_each_client() -> Result<()> {
     )?;
     let wanted = both([("client", "one UDP 69", 1), ("one", "client UDP 4000", 1)]);
     expect(&[stage.ends()?], wanted)
+}
+
+/// As servers of DTLS do it: a client is asked back by a socket that is connected to it, on the port that it has called. What such
+/// a socket says to others that have not called is a call of its own.
+fn a_server_with_a_socket_for_each_client_on_its_port() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.serves("two", 53)?;
+    for family in [V4, V6] {
+        let [server, client] =
+            [("one", 4433), ("client", 4000)].map(|(pod, port)| stage.at(pod, family, port));
+        let (server, client, other) = (server?, client?, stage.at("two", family, 53)?);
+        let any = if family == V4 { "0.0.0.0" } else { "[::]" };
+        stage.starts(
+            "one",
+            &steps!["udp-shared known {any}:4433"; "ready"; "recv known";
+                    "udp-shared own {any}:4433"; "connect own {client}"; "send own"; "recv own"; "send own";
+                    "udp-shared further {any}:4433"; "connect further {other}"; "send further"; "recv further"; "stay"],
+        )?;
+        stage.plays(
+            "client",
+            &steps!["udp a {any}:4000"; "sendto a {server}"; "answer a"; "recv a"; "pause 300"; "close a"],
+        )?;
+    }
+    let wanted = both([("client", "one UDP 4433", 2), ("one", "two UDP 53", 2)]);
+    expect(&[stage.ends()?], wanted)
+}
+
+/// A raw socket is shown what other sockets send and receive, and takes part in nothing.
+fn who_is_shown_everything() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.serves("one", 53)?;
+    let (server, own) = (stage.at("one", V4, 53)?, stage.at("client", V4, 0)?);
+    stage.plays(
+        "client",
+        &steps!["udp-raw r {own}"; "udp a 0.0.0.0:0"; "sendto a {server}"; "recv a"; "recv r"],
+    )?;
+    expect(&[stage.ends()?], both([("client", "one UDP 53", 1)]))
 }
 
 /// Multicast and broadcast of every kind, loopback, and a pod's own address: no edges.

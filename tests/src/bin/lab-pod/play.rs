@@ -42,6 +42,10 @@ pub(crate) struct Options {
 enum Step {
     /// `udp NAME ADDRESS`: a datagram socket that is bound there; port 0 is any.
     Udp(String, SocketAddr),
+    /// `udp-shared NAME ADDRESS`: one of several there.
+    UdpShared(String, SocketAddr),
+    /// `udp-raw NAME ADDRESS`: one that every datagram to that address is shown to.
+    UdpRaw(String, SocketAddr),
     /// `tcp NAME ADDRESS`: a stream socket that is bound there.
     Tcp(String, SocketAddr),
     /// `mptcp NAME ADDRESS`: the same for multipath TCP.
@@ -118,6 +122,8 @@ impl FromStr for Step {
         let name = |name: &str| name.to_owned();
         Ok(match words[..] {
             ["udp", socket, address] => Self::Udp(name(socket), address.parse()?),
+            ["udp-shared", socket, address] => Self::UdpShared(name(socket), address.parse()?),
+            ["udp-raw", socket, address] => Self::UdpRaw(name(socket), address.parse()?),
             ["tcp", socket, address] => Self::Tcp(name(socket), address.parse()?),
             ["mptcp", socket, address] => Self::Mptcp(name(socket), address.parse()?),
             ["sctp", socket, address] => Self::Sctp(name(socket), address.parse()?),
@@ -182,6 +188,20 @@ fn take(step: &Step, sockets: &mut HashMap<String, Socket>) -> Result<()> {
     match step {
         Step::Udp(name, address) => {
             let socket = open(*address, Type::DGRAM, Protocol::UDP)?;
+            sockets.insert(name.clone(), socket);
+        }
+        Step::UdpShared(name, address) => {
+            let socket = Socket::new(
+                Domain::for_address(*address),
+                Type::DGRAM,
+                Some(Protocol::UDP),
+            )?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&(*address).into())?;
+            sockets.insert(name.clone(), socket);
+        }
+        Step::UdpRaw(name, address) => {
+            let socket = open(*address, Type::RAW, Protocol::UDP)?;
             sockets.insert(name.clone(), socket);
         }
         Step::Tcp(name, address) => {
