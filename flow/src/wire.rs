@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::batch::{End, Flow, NoSuchPlace, Packed, RawEnd};
+pub use self::batch::{End, Flow, Misfit, Packed, RawEnd};
 use crate::{record::FlowRecord, time::Timestamp};
 
 mod batch;

@@ -112,23 +112,42 @@ pub struct RawEnd<'a>(pub &'a [u8]);
 /// What does not fit together in a batch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {}", self.field(), self.problem())]
-pub struct NoSuchPlace {
-    index: usize,
-    field: &'static str,
-    place: u32,
+pub enum Misfit {
+    /// A flow refers to what is not there.
+    NoSuchPlace {
+        /// The flow's place.
+        index: usize,
+        /// Which of its fields.
+        field: &'static str,
+        /// What it says.
+        place: u32,
+    },
+    /// No flow refers to an end.
+    Unused {
+        /// The end's place.
+        index: usize,
+    },
 }
 
-impl NoSuchPlace {
+impl Misfit {
     /// The field.
     #[must_use]
     pub fn field(&self) -> String {
-        format!("flows[{}].{}", self.index, self.field)
+        match self {
+            Self::NoSuchPlace { index, field, .. } => format!("flows[{index}].{field}"),
+            Self::Unused { index } => format!("ends[{index}]"),
+        }
     }
 
     /// What about it.
     #[must_use]
     pub fn problem(&self) -> String {
-        format!("there is no {} in the batch's table", self.place)
+        match self {
+            Self::NoSuchPlace { place, .. } => {
+                format!("there is no {place} in the batch's table")
+            }
+            Self::Unused { .. } => "is that of no flow".to_owned(),
+        }
     }
 }
 
@@ -228,27 +247,32 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawEnd<'a> {
 }
 
 impl<E> Packed<E> {
-    /// Whether every flow refers to what there is.
+    /// Whether every flow refers to what there is, and some to each end: what nobody needs is not taken in.
     ///
     /// # Errors
-    /// The first that does not.
-    pub fn check(&self) -> Result<(), NoSuchPlace> {
+    /// The first that does not, or that none does to.
+    pub fn check(&self) -> Result<(), Misfit> {
+        let mut is_used = vec![false; self.ends.len()];
         for (index, flow) in self.flows.iter().enumerate() {
-            let missing = |field, place: u32, length: usize| {
-                (place as usize >= length).then_some(NoSuchPlace {
-                    index,
-                    field,
-                    place,
-                })
+            let missing = |field, place| Misfit::NoSuchPlace {
+                index,
+                field,
+                place,
             };
-            let missing = missing("src", flow.src, self.ends.len())
-                .or_else(|| missing("dst", flow.dst, self.ends.len()))
-                .or_else(|| missing("process", flow.process?, self.processes.len()));
-            if let Some(missing) = missing {
-                return Err(missing);
+            for (field, place) in [("src", flow.src), ("dst", flow.dst)] {
+                let end = is_used.get_mut(place as usize);
+                *end.ok_or_else(|| missing(field, place))? = true;
+            }
+            if let Some(place) = flow.process
+                && place as usize >= self.processes.len()
+            {
+                return Err(missing("process", place));
             }
         }
-        Ok(())
+        match is_used.iter().position(|is_used| !is_used) {
+            Some(index) => Err(Misfit::Unused { index }),
+            None => Ok(()),
+        }
     }
 
     /// The same with ends that are made of these.
@@ -364,9 +388,9 @@ impl From<&Batch> for Packed<End> {
 }
 
 impl TryFrom<Packed<End>> for Batch {
-    type Error = NoSuchPlace;
+    type Error = Misfit;
 
-    fn try_from(packed: Packed<End>) -> Result<Self, NoSuchPlace> {
+    fn try_from(packed: Packed<End>) -> Result<Self, Misfit> {
         packed.check()?;
         let end = |place: u32| &packed.ends[place as usize];
         let records = packed

@@ -110,7 +110,7 @@ pub fn batch<E>(batch: &Packed<E>) -> Result<(), Invalid> {
     }
     batch
         .check()
-        .map_err(|missing| Invalid::new(missing.field(), missing.problem()))?;
+        .map_err(|misfit| Invalid::new(misfit.field(), misfit.problem()))?;
     at_most("losses", batch.losses.len(), MAX_REASONS)?;
     for (reason, lost) in &batch.losses {
         token("losses", reason)?;

@@ -4,9 +4,10 @@
 //! and then also says on which node the pod is. Readers show a token of another file, or one of another service account: who
 //! may report may not read, nor the other way round. Certificates of clients are checked in the TLS handshake, before anything else is heard.
 
+mod places;
 mod review;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use flow::{
     source::{Access, ConnectError},
@@ -141,11 +142,11 @@ impl Gate {
         self.tls.as_ref()
     }
 
-    /// Whether who shows this may report.
+    /// Whether who shows this from there may report.
     ///
     /// # Errors
     /// If not, or if that cannot be found out.
-    pub async fn agent(&self, shown: Option<&Secret>) -> Result<Admission, Denied> {
+    pub async fn agent(&self, shown: Option<&Secret>, from: IpAddr) -> Result<Admission, Denied> {
         if self.tokens.is_none() && self.reviewer.is_none() {
             return Ok(Admission::default());
         }
@@ -156,7 +157,7 @@ impl Gate {
             return Ok(Admission::default());
         }
         match &self.reviewer {
-            Some(reviewer) => match reviewer.holder_of(shown).await? {
+            Some(reviewer) => match reviewer.holder_of(shown, from).await? {
                 Holder::Agent(node) => Ok(Admission { node: Some(node) }),
                 Holder::Reader => Err(Denied::WrongToken),
             },
@@ -164,11 +165,11 @@ impl Gate {
         }
     }
 
-    /// Whether who shows this may read.
+    /// Whether who shows this from there may read.
     ///
     /// # Errors
     /// If not, or if that cannot be found out.
-    pub async fn reader(&self, shown: Option<&Secret>) -> Result<(), Denied> {
+    pub async fn reader(&self, shown: Option<&Secret>, from: IpAddr) -> Result<(), Denied> {
         let reviewer = self.reviewer.as_ref().filter(|one| one.knows_readers());
         if self.read_tokens.is_none() && reviewer.is_none() {
             let open = self.tokens.is_none() && self.reviewer.is_none() && !self.client_ca;
@@ -181,7 +182,7 @@ impl Gate {
             return Ok(());
         }
         match reviewer {
-            Some(reviewer) => match reviewer.holder_of(shown).await? {
+            Some(reviewer) => match reviewer.holder_of(shown, from).await? {
                 Holder::Reader => Ok(()),
                 Holder::Agent(_) => Err(Denied::WrongToken),
             },

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    net::IpAddr,
     str::FromStr,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -17,13 +18,10 @@ use k8s_openapi::api::{
     core::v1::Pod,
 };
 use kube::{Api, Client, api::PostParams};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use super::{Denied, Review};
+use super::{Denied, Review, places::Places};
 
 /// How long a valid token is not asked for again: so long it goes on being valid after it was revoked.
 const REMEMBER_VALID: Duration = Duration::from_secs(60);
@@ -33,9 +31,6 @@ const REMEMBER_INVALID: Duration = Duration::from_secs(10);
 
 /// The most tokens that are remembered; more than there are agents.
 const MAX_REMEMBERED: usize = 8_192;
-
-/// The most questions to the API server at a time, however many strangers knock.
-const MAX_ASKING: usize = 8;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -93,7 +88,7 @@ pub(super) struct Reviewer {
     readers: Option<Account>,
     /// By the tokens' fingerprints: tokens themselves are not kept.
     remembered: Mutex<HashMap<[u8; 32], Remembered>>,
-    asking: Semaphore,
+    places: Places,
 }
 
 struct Remembered {
@@ -129,7 +124,7 @@ impl Reviewer {
             agents: review.agents,
             readers: review.readers,
             remembered: Mutex::default(),
-            asking: Semaphore::new(MAX_ASKING),
+            places: Places::new(),
         })
     }
 
@@ -138,8 +133,8 @@ impl Reviewer {
         self.readers.is_some()
     }
 
-    /// Whose the token is.
-    pub(super) async fn holder_of(&self, token: &Secret) -> Result<Holder, Denied> {
+    /// Whose the token is that was shown from this address.
+    pub(super) async fn holder_of(&self, token: &Secret, from: IpAddr) -> Result<Holder, Denied> {
         if token.expose().len() > MAX_TOKEN {
             return Err(Denied::WrongToken);
         }
@@ -147,7 +142,7 @@ impl Reviewer {
         if let Some(holder) = self.remembered(&fingerprint) {
             return holder.ok_or(Denied::WrongToken);
         }
-        let Ok(_place) = self.asking.acquire().await else {
+        let Ok(_place) = self.places.take(from).await else {
             return Err(Denied::Unavailable);
         };
         let holder = match timeout(PATIENCE, self.ask(token)).await {

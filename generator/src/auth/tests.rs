@@ -1,7 +1,10 @@
+use std::net::Ipv4Addr;
+
 use super::*;
 
 const OUTSIDE: &str = "0.0.0.0:8765";
 const LOOPBACK: &str = "[::1]:8765";
+const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 fn file(tokens: &str) -> (tempfile::NamedTempFile, TokenFile) {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -72,19 +75,22 @@ async fn reporting_and_reading_are_two_permissions() {
         (None, Err(Denied::NoToken), Err(Denied::NoToken)),
     ] {
         let shown = shown.map(secret);
-        assert_eq!(both.agent(shown.as_ref()).await, may_report);
-        assert_eq!(both.reader(shown.as_ref()).await, may_read);
+        assert_eq!(both.agent(shown.as_ref(), PEER).await, may_report);
+        assert_eq!(both.reader(shown.as_ref(), PEER).await, may_read);
     }
     // The file is read each time.
     std::fs::write(agents.path(), "another").unwrap();
     assert_eq!(
-        both.agent(Some(&secret("agent"))).await,
+        both.agent(Some(&secret("agent")), PEER).await,
         Err(Denied::WrongToken)
     );
-    assert_eq!(both.agent(Some(&secret("another"))).await, Ok(anybody));
+    assert_eq!(
+        both.agent(Some(&secret("another")), PEER).await,
+        Ok(anybody)
+    );
     agents.close().unwrap();
     assert_eq!(
-        both.agent(Some(&secret("another"))).await,
+        both.agent(Some(&secret("another")), PEER).await,
         Err(Denied::Unavailable)
     );
 }
@@ -97,9 +103,9 @@ async fn who_guards_reporting_does_not_leave_reading_open() {
         ..Rules::default()
     };
     let gate = gate(&rules, LOOPBACK).await.unwrap();
-    assert_eq!(gate.reader(None).await, Err(Denied::NoReading));
+    assert_eq!(gate.reader(None, PEER).await, Err(Denied::NoReading));
     assert_eq!(
-        gate.reader(Some(&secret("agent"))).await,
+        gate.reader(Some(&secret("agent")), PEER).await,
         Err(Denied::NoReading)
     );
 }

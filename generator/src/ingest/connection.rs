@@ -2,9 +2,7 @@
 
 use std::{
     convert::Infallible,
-    future::pending,
     net::SocketAddr,
-    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -13,7 +11,7 @@ use flow::{
     time::Timestamp,
     wire::{self, Encoding, GeneratorMessage, MAX_MESSAGE_BYTES, RawMessage, bounds},
 };
-use futures_util::future::BoxFuture;
+use futures_util::FutureExt as _;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
@@ -32,19 +30,16 @@ use tokio_tungstenite::tungstenite::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Refusal,
+    Ask, Ended, Feedback, Refusal, Room, Sender, Session,
+    arrival::Arrival,
     door::Stranger,
     ends::Ends,
-    session::{Ask, Ended, Feedback, Room, Sender, Session},
     socket::{Heard, Socket},
 };
 use crate::{auth::Admission, metrics::Meter};
 
 /// The longest hello, in bytes. There is always room for it.
 const MAX_HELLO_BYTES: usize = 16 << 10;
-
-/// How long a message may take to arrive in the room that others wait for, from when it has the room.
-const PATIENCE: Duration = Duration::from_millis(250);
 
 /// How long a peer may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -55,35 +50,35 @@ const PING_AFTER: Duration = Duration::from_secs(20);
 /// How long a peer may be silent, and not answer pings. A message counts when it is complete.
 const SILENCE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long a message may take to arrive in all, from when it has room. Pings between its pieces do not prolong it, or
-/// a peer could keep the room for ever.
-const ARRIVAL_DEADLINE: Duration = Duration::from_secs(60);
-
-/// How long a join may wait for room. Nothing is heard from the peer meanwhile, so it may be gone.
-const JOIN_DEADLINE: Duration = Duration::from_secs(60);
-
 /// How long a peer may take to read what it is sent.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a peer may take to read why it is refused.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How long a connection lasts at most, and at least if its peer does not end it: so long a token is good here after it has
+/// expired or was revoked. They do not all end at once.
+const MAX_AGE: Duration = Duration::from_secs(60 * 60);
+const MIN_AGE: Duration = Duration::from_secs(30 * 60);
+
 /// How a conversation ends.
 #[derive(Debug)]
-enum Ending {
+pub(super) enum Ending {
     /// The connection broke.
     Gone(String),
     /// The peer has said goodbye.
     Closed(Option<CloseFrame>),
     /// The peer does what it must not.
     Refused(Refusal),
-    /// The generator is stopping.
-    Stopping,
+    /// It is to come back, for this reason.
+    Away(&'static str),
 }
 
 impl Ending {
+    const STOPPING: Self = Self::Away("the generator is stopping");
+
     /// It cannot be told to the peer: what follows an unfinished frame would be taken for the rest of it.
-    fn unread() -> Self {
+    pub(super) fn unread() -> Self {
         Self::Gone("the peer does not read".to_owned())
     }
 }
@@ -103,7 +98,7 @@ impl From<Refusal> for Ending {
 /// The keeper ends first only when the generator stops or fails.
 impl From<Ended> for Ending {
     fn from(_: Ended) -> Self {
-        Self::Stopping
+        Self::STOPPING
     }
 }
 
@@ -248,8 +243,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ending::Refused(refusal) => {
                 warn!(%peer, node = hello.node, instance = hello.instance, reason = %refusal, "agent refused");
             }
-            Ending::Stopping => {
-                info!(%peer, node = hello.node, instance = hello.instance, "agent sent away, stopping");
+            Ending::Away(reason) => {
+                info!(%peer, node = hello.node, instance = hello.instance, reason, "agent sent away");
             }
         }
         ending
@@ -261,15 +256,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         mut feedback: watch::Receiver<Feedback>,
         queue: &Sender,
     ) -> Result<Infallible, Ending> {
-        let room = tokio::select! {
-            stopping = stopping(&mut self.stop) => return Err(stopping),
-            room = timeout(JOIN_DEADLINE, queue.reserve(0)) => room.map_err(|_elapsed| {
-                let seconds = JOIN_DEADLINE.as_secs();
-                Refusal::failure(format!("no room for one more agent within {seconds} s"))
-            })??,
-        };
-        queue.send(session, Ask::Join, room).await?;
-        let mut welcomed = false;
+        self.join(session, &mut feedback, queue).await?;
+        let ends_at = Instant::now() + rand::random_range(MIN_AGE..MAX_AGE);
         let mut arrival = Arrival::new(queue, &session.hello.node);
         let mut heard = Instant::now();
         let mut pinged = heard;
@@ -279,21 +267,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             let next_ping = heard.max(pinged) + PING_AFTER;
             let silent_at = heard + SILENCE_DEADLINE;
+            // In this order: what has come has come in time, also when this task is late.
             tokio::select! {
+                biased;
                 stopping = stopping(&mut self.stop) => return Err(stopping),
+                // What is under way comes again over the next connection.
+                () = sleep_until(ends_at) => {
+                    return Err(Ending::Away("who you are is to be shown again, come back"));
+                }
                 changed = feedback.changed() => {
-                    changed.or(Err(Ending::Stopping))?;
+                    changed.or(Err(Ending::STOPPING))?;
                     let Feedback { stored, refusal } = feedback.borrow_and_update().clone();
                     if let Some(sequence) = stored {
-                        arrival.during(self.report(sequence, &mut welcomed)).await?;
+                        arrival.during(self.say(&GeneratorMessage::Ack { sequence })).await?;
                     }
                     if let Some(refusal) = refusal {
                         return Err(refusal.into());
                     }
-                }
-                proceeded = arrival.proceed() => {
-                    proceeded?;
-                    heard = Instant::now();
                 }
                 // A message is read when there is room for it; while it waits for that, nothing is.
                 next = self.socket.next(), if !arrival.waits() => match next? {
@@ -305,11 +295,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         heard = Instant::now();
                     }
                     Heard::Alive(pong) => {
+                        // However many they are, a message between whose pieces they come has no more time for them.
+                        arrival.proceed().now_or_never().transpose()?;
                         arrival.during(self.answer(pong)).await?;
                         heard = Instant::now();
                     }
                     Heard::Close(frame) => return Err(Ending::Closed(frame)),
                 },
+                proceeded = arrival.proceed() => {
+                    proceeded?;
+                    heard = Instant::now();
+                }
                 // A message that arrives has a deadline of its own.
                 () = sleep_until(silent_at), if arrival.is_idle() => {
                     let seconds = SILENCE_DEADLINE.as_secs();
@@ -321,6 +317,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             }
         }
+    }
+
+    /// Waits until the keeper lets the agent in, and welcomes it. Nothing is heard of the peer before: an agent that is not let
+    /// in takes no room, and no connection has a second join in the queue.
+    async fn join(
+        &mut self,
+        session: &Arc<Session>,
+        feedback: &mut watch::Receiver<Feedback>,
+        queue: &Sender,
+    ) -> Result<(), Ending> {
+        let asked = async {
+            queue.send(session, Ask::Join, None).await?;
+            let said = |feedback: &Feedback| *feedback != Feedback::default();
+            let answer = feedback.wait_for(said).await.or(Err(Ended))?;
+            Ok::<_, Ended>(answer.clone())
+        };
+        let answer = tokio::select! {
+            stopping = stopping(&mut self.stop) => return Err(stopping),
+            answer = asked => answer?,
+        };
+        if let Some(refusal) = answer.refusal {
+            return Err(refusal.into());
+        }
+        let last_sequence = answer.stored.unwrap_or(0);
+        self.say(&GeneratorMessage::Welcome { last_sequence }).await
     }
 
     /// Decodes a batch and passes it to the keeper.
@@ -345,22 +366,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let (batch, weight) = self.ends.decode(batch, encoding)?;
         room.is_of(weight + size_of_val(&*batch.flows) + size_of_val(&*batch.ends));
         queue
-            .send(session, Ask::Store(Box::new(batch)), room)
+            .send(session, Ask::Store(Box::new(batch)), Some(room))
             .await?;
         Ok(())
-    }
-
-    /// Tells the peer up to where its batches are stored.
-    async fn report(&mut self, sequence: u64, welcomed: &mut bool) -> Result<(), Ending> {
-        let message = if *welcomed {
-            GeneratorMessage::Ack { sequence }
-        } else {
-            *welcomed = true;
-            GeneratorMessage::Welcome {
-                last_sequence: sequence,
-            }
-        };
-        self.say(&message).await
     }
 
     async fn say(&mut self, message: &GeneratorMessage) -> Result<(), Ending> {
@@ -402,9 +410,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 },
                 reason: "".into(),
             }),
-            Ending::Stopping => Some(CloseFrame {
+            Ending::Away(reason) => Some(CloseFrame {
                 code: CloseCode::Away,
-                reason: "the generator is stopping".into(),
+                reason: reason.into(),
             }),
             Ending::Refused(refusal) => {
                 let frame = refusal.close_frame();
@@ -426,126 +434,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-/// The message that arrives, and the room that it takes.
-struct Arrival<'a> {
-    queue: &'a Sender,
-    node: &'a str,
-    stage: Stage<'a>,
-}
-
-/// How far a message is.
-enum Stage<'a> {
-    /// There is none.
-    Idle,
-    /// It has been announced. Its place in the line for room outlives the turns of the loop.
-    Waiting {
-        length: usize,
-        reserving: BoxFuture<'a, Result<Room, Ended>>,
-    },
-    /// It is read.
-    Admitted {
-        length: usize,
-        room: Room,
-        /// Until when it may have the room that others wait for, if it is in that.
-        hurry_until: Option<Instant>,
-        /// When it must be complete.
-        due: Instant,
-    },
-}
-
-impl<'a> Arrival<'a> {
-    fn new(queue: &'a Sender, node: &'a str) -> Self {
-        let stage = Stage::Idle;
-        Self { queue, node, stage }
-    }
-
-    fn is_idle(&self) -> bool {
-        matches!(self.stage, Stage::Idle)
-    }
-
-    fn waits(&self) -> bool {
-        matches!(self.stage, Stage::Waiting { .. })
-    }
-
-    fn has_room(&self) -> bool {
-        matches!(self.stage, Stage::Admitted { .. })
-    }
-
-    /// A message of this length is to come.
-    fn announce(&mut self, length: usize) {
-        let queue = self.queue;
-        self.stage = Stage::Waiting {
-            length,
-            reserving: Box::pin(queue.reserve(length)),
-        };
-    }
-
-    /// It has come. Its room, if it had any.
-    fn complete(&mut self) -> Option<Room> {
-        match std::mem::replace(&mut self.stage, Stage::Idle) {
-            Stage::Admitted { room, .. } => Some(room),
-            Stage::Idle | Stage::Waiting { .. } => None,
-        }
-    }
-
-    /// Ready when it has got room, or was set aside. Nothing is lost if it is not waited for to the end.
-    async fn proceed(&mut self) -> Result<(), Ending> {
-        match &mut self.stage {
-            Stage::Idle => pending().await,
-            Stage::Waiting { length, reserving } => {
-                let room = reserving.await?;
-                let now = Instant::now();
-                self.stage = Stage::Admitted {
-                    length: *length,
-                    room,
-                    hurry_until: Some(now + PATIENCE),
-                    due: now + ARRIVAL_DEADLINE,
-                };
-                Ok(())
-            }
-            Stage::Admitted {
-                length,
-                room,
-                hurry_until,
-                due,
-            } => {
-                let Some(until) = *hurry_until else {
-                    sleep_until(*due).await;
-                    let seconds = ARRIVAL_DEADLINE.as_secs();
-                    let reason = format!("a message took more than {seconds} s to arrive");
-                    return Err(Refusal::policy(reason).into());
-                };
-                sleep_until(until).await;
-                *room = self.queue.set_aside(self.node, *length).ok_or_else(|| {
-                    Refusal::failure("too many messages arrive as slowly as this one")
-                })?;
-                *hurry_until = None;
-                Ok(())
-            }
-        }
-    }
-
-    /// Writes while the message's room is seen to: a peer that does not read would hold it otherwise, also room that it
-    /// is given meanwhile.
-    async fn during(
-        &mut self,
-        write: impl Future<Output = Result<(), Ending>>,
-    ) -> Result<(), Ending> {
-        let mut write = pin!(write);
-        loop {
-            tokio::select! {
-                biased;
-                written = &mut write => return written,
-                proceeded = self.proceed() => proceeded.map_err(|_unsaid| Ending::unread())?,
-            }
-        }
-    }
-}
-
 /// Ready when the generator stops, or when nobody is left who could say so.
 async fn stopping(stop: &mut watch::Receiver<bool>) -> Ending {
     match stop.wait_for(|stop| *stop).await {
-        Ok(_) | Err(_) => Ending::Stopping,
+        Ok(_) | Err(_) => Ending::STOPPING,
     }
 }
 

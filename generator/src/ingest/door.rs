@@ -1,30 +1,33 @@
 //! How many may stand in the door: connections that have not shown yet who they are.
 //!
-//! They are counted apart from those that have, so that strangers cannot take the agents' places; and by address, so that
-//! one stranger cannot take those of all others.
+//! They are counted apart from those that have, so that strangers cannot take the agents' places. When there are too many,
+//! those of one address make way for those of others: who comes alone gets in, however many one stranger sends.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use futures_util::future::AbortHandle;
+use tracing::warn;
 
 /// The most connections that have not said a valid hello.
 const MAX_UNKNOWN: usize = 2_048;
 
-/// The most of them from one address.
-const MAX_UNKNOWN_PER_ADDRESS: usize = 256;
-
 /// Counts them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Door {
-    unknown: Arc<Mutex<Unknown>>,
-}
+pub(super) struct Door(Arc<Mutex<Unknown>>);
 
 #[derive(Debug, Default)]
 struct Unknown {
     all: usize,
-    by_address: HashMap<IpAddr, usize>,
+    /// How each can be ended, in the order in which they came.
+    by_address: HashMap<IpAddr, BTreeMap<u64, AbortHandle>>,
+    /// How many have come so far.
+    came: u64,
+    /// Whether it was said that there are too many, since there were few the last time.
+    crowded: bool,
 }
 
 /// A connection that has not shown yet who it is.
@@ -32,42 +35,74 @@ struct Unknown {
 pub(super) struct Stranger {
     door: Door,
     address: IpAddr,
+    number: u64,
 }
 
 impl Door {
-    /// Lets a connection stand in the door, if there is room.
-    pub(super) fn enter(&self, address: IpAddr) -> Option<Stranger> {
-        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Lets a connection stand in the door, from where it can be `ended` to make room for others. `None` if each that stands
+    /// there is the only one of its address.
+    pub(super) fn enter(&self, address: IpAddr, ended: AbortHandle) -> Option<Stranger> {
+        let mut unknown = self.lock();
         if unknown.all >= MAX_UNKNOWN {
-            return None;
+            unknown.make_room_for(address)?;
         }
-        let here = unknown.by_address.entry(address).or_default();
-        if *here >= MAX_UNKNOWN_PER_ADDRESS {
-            return None;
-        }
-        *here += 1;
+        unknown.came += 1;
         unknown.all += 1;
+        let number = unknown.came;
+        let here = unknown.by_address.entry(address).or_default();
+        here.insert(number, ended);
         Some(Stranger {
             door: self.clone(),
             address,
+            number,
         })
+    }
+
+    /// Nothing panics while it is held.
+    fn lock(&self) -> MutexGuard<'_, Unknown> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+impl Unknown {
+    /// Ends the oldest of the address that has the most when one more of `address` has come, if that is more than one.
+    fn make_room_for(&mut self, address: IpAddr) -> Option<()> {
+        let addresses = self.by_address.iter();
+        let (&most, others) = addresses.max_by_key(|(other, here)| {
+            let comes = usize::from(**other == address);
+            here.len() + comes
+        })?;
+        if others.len() < 2 && most != address {
+            return None;
+        }
+        if !self.crowded {
+            warn!(
+                address = %most,
+                "too many connections that have not said who they are: the oldest of those addresses that have the most are ended"
+            );
+        }
+        self.crowded = true;
+        let (&oldest, _) = others.first_key_value()?;
+        self.remove(most, oldest)?.abort();
+        Some(())
+    }
+
+    fn remove(&mut self, address: IpAddr, number: u64) -> Option<AbortHandle> {
+        let here = self.by_address.get_mut(&address)?;
+        let ended = here.remove(&number)?;
+        if here.is_empty() {
+            self.by_address.remove(&address);
+        }
+        self.all -= 1;
+        self.crowded &= self.all >= MAX_UNKNOWN / 2;
+        Some(ended)
+    }
+}
+
+/// It has said who it is, or has gone, or was ended.
 impl Drop for Stranger {
     fn drop(&mut self) {
-        let mut unknown = self
-            .door
-            .unknown
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        unknown.all -= 1;
-        if let Some(here) = unknown.by_address.get_mut(&self.address) {
-            *here -= 1;
-            if *here == 0 {
-                unknown.by_address.remove(&self.address);
-            }
-        }
+        self.door.lock().remove(self.address, self.number);
     }
 }
 
@@ -75,22 +110,45 @@ impl Drop for Stranger {
 mod tests {
     use super::*;
 
+    fn enter(door: &Door, address: usize) -> Option<(Stranger, AbortHandle)> {
+        let address = IpAddr::from(u32::try_from(address).unwrap().to_be_bytes());
+        let (handle, _) = AbortHandle::new_pair();
+        Some((door.enter(address, handle.clone())?, handle))
+    }
+
     #[test]
-    fn one_address_cannot_take_the_room_of_all() {
+    fn few_addresses_do_not_keep_out_others() {
+        const FEW: usize = 8;
         let door = Door::default();
-        let address = |number: usize| IpAddr::from(u32::try_from(number).unwrap().to_be_bytes());
-        let mut inside: Vec<Stranger> = (0..MAX_UNKNOWN_PER_ADDRESS)
-            .map(|_| door.enter(address(1)).unwrap())
+        let silent: Vec<_> = (0..MAX_UNKNOWN)
+            .map(|number| enter(&door, number % FEW).unwrap())
             .collect();
-        assert!(door.enter(address(1)).is_none());
-        for number in 0..MAX_UNKNOWN - MAX_UNKNOWN_PER_ADDRESS {
-            inside.push(door.enter(address(number + 2)).unwrap());
+        let ended = || silent.iter().filter(|(_, it)| it.is_aborted()).count();
+        assert_eq!(ended(), 0);
+        // One that comes again and again makes way for itself.
+        for _ in 0..10 {
+            drop(enter(&door, 0).unwrap());
         }
-        assert!(door.enter(address(99_999)).is_none());
-        inside.remove(0);
-        assert!(door.enter(address(1)).is_some());
-        drop(inside);
-        let unknown = door.unknown.lock().unwrap();
-        assert!(unknown.all == 0 && unknown.by_address.is_empty());
+        let others: Vec<_> = (0..MAX_UNKNOWN - FEW)
+            .map(|number| enter(&door, FEW + number).unwrap())
+            .collect();
+        assert!(others.iter().all(|(_, it)| !it.is_aborted()));
+        // Each address has one now, the last that came of it.
+        let left: Vec<_> = silent.iter().filter(|(_, it)| !it.is_aborted()).collect();
+        assert_eq!(door.lock().all, MAX_UNKNOWN);
+        assert!(left.len() <= FEW, "{} left", left.len());
+        assert!(enter(&door, 2 * MAX_UNKNOWN).is_none());
+        drop(others);
+        drop(silent);
+        let unknown = door.lock();
+        assert!(unknown.all == 0 && unknown.by_address.is_empty() && !unknown.crowded);
+    }
+
+    #[test]
+    fn the_oldest_makes_way() {
+        let door = Door::default();
+        let all: Vec<_> = (0..MAX_UNKNOWN).map(|_| enter(&door, 1).unwrap()).collect();
+        let _another = enter(&door, 2).unwrap();
+        assert!(all[0].1.is_aborted() && !all[1].1.is_aborted());
     }
 }

@@ -14,7 +14,7 @@ use flow::{
 };
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
-use super::{Refusal, session::MAX_DECODED_BYTES};
+use super::{Refusal, queue::MAX_DECODED_BYTES};
 use crate::ledger::KnownEnd;
 
 /// How much is kept of ends, in bytes, of all agents: that of some forty thousand. When it is more, all are forgotten.

@@ -7,7 +7,7 @@
 //! | `/metrics`, `/v1/status` | Prometheus, `microshield status` | reading |
 //! | `/v1/export` | `microshield generate --url` and its like | reading |
 
-use std::{convert::Infallible, sync::OnceLock, time::Duration};
+use std::{convert::Infallible, net::IpAddr, sync::OnceLock, time::Duration};
 
 use flow::{
     source::View,
@@ -77,7 +77,11 @@ pub struct Desk {
 
 /// Answers the peer's HTTP requests. Returns the connection if the peer asked for a WebSocket, and may; else it has been told
 /// what is to be told, and the connection is closed.
-pub(super) async fn serve<S>(stream: S, desk: &Desk) -> Option<(TokioIo<Upgraded>, Admission)>
+pub(super) async fn serve<S>(
+    stream: S,
+    peer: IpAddr,
+    desk: &Desk,
+) -> Option<(TokioIo<Upgraded>, Admission)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -85,7 +89,7 @@ where
     let progress = Progress::new();
     let service = service_fn(|request| {
         let (accepted, progress) = (&accepted, &progress);
-        async move { Ok::<_, Infallible>(route(request, accepted, progress, desk).await) }
+        async move { Ok::<_, Infallible>(route(request, peer, accepted, progress, desk).await) }
     });
     let exchange = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -107,12 +111,13 @@ where
 /// Everything but an export is answered at once.
 async fn route(
     request: Request<Incoming>,
+    peer: IpAddr,
     accepted: &OnceLock<(OnUpgrade, Admission)>,
     progress: &Progress,
     desk: &Desk,
 ) -> Response<impl Body<Data = Bytes, Error = BoxError> + use<>> {
     if (request.uri().path(), request.method()) == (EXPORT_PATH, &Method::GET) {
-        let refusal = match desk.gate.reader(bearer(&request).as_ref()).await {
+        let refusal = match desk.gate.reader(bearer(&request).as_ref(), peer).await {
             Ok(()) => match desk.exports.begin(progress.clone()) {
                 Some(pages) => {
                     let body = Either::Left(StreamBody::new(pages));
@@ -127,24 +132,25 @@ async fn route(
         };
         return refusal.map(|reason| Either::Right(Full::from(reason)));
     }
-    let answer = answer(request, accepted, desk).await;
+    let answer = answer(request, peer, accepted, desk).await;
     answer.map(|text| Either::Right(Full::from(text)))
 }
 
 async fn answer(
     request: Request<Incoming>,
+    peer: IpAddr,
     accepted: &OnceLock<(OnUpgrade, Admission)>,
     desk: &Desk,
 ) -> Response<String> {
     match (request.uri().path(), request.method()) {
-        (AGENTS_PATH, _) => agents(request, accepted, desk).await,
+        (AGENTS_PATH, _) => agents(request, peer, accepted, desk).await,
         ("/healthz", &Method::GET) => alive(),
         ("/readyz", &Method::GET) => ready(desk),
-        ("/metrics", &Method::GET) => match read(&request, desk).await {
+        ("/metrics", &Method::GET) => match read(&request, peer, desk).await {
             Ok(status) => counted(desk, &status),
             Err(response) => *response,
         },
-        (STATUS_PATH, &Method::GET) => match read(&request, desk).await {
+        (STATUS_PATH, &Method::GET) => match read(&request, peer, desk).await {
             Ok(status) => match serde_json::to_string(&status) {
                 Ok(text) => respond(StatusCode::OK, JSON, text),
                 Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
@@ -202,6 +208,7 @@ fn counted(desk: &Desk, status: &Status) -> Response<String> {
 /// The response to an agent; `accepted` is filled if it is the switch to a WebSocket.
 async fn agents(
     mut request: Request<Incoming>,
+    peer: IpAddr,
     accepted: &OnceLock<(OnUpgrade, Admission)>,
     desk: &Desk,
 ) -> Response<String> {
@@ -223,7 +230,7 @@ async fn agents(
             ),
         );
     }
-    let admission = match desk.gate.agent(bearer(&request).as_ref()).await {
+    let admission = match desk.gate.agent(bearer(&request).as_ref(), peer).await {
         Ok(admission) => admission,
         Err(denied) => return deny(denied, desk),
     };
@@ -242,9 +249,13 @@ async fn agents(
 }
 
 /// The status, for who may read it.
-async fn read(request: &Request<Incoming>, desk: &Desk) -> Result<Status, Box<Response<String>>> {
+async fn read(
+    request: &Request<Incoming>,
+    peer: IpAddr,
+    desk: &Desk,
+) -> Result<Status, Box<Response<String>>> {
     desk.gate
-        .reader(bearer(request).as_ref())
+        .reader(bearer(request).as_ref(), peer)
         .await
         .map_err(|denied| Box::new(deny(denied, desk)))?;
     status(desk).await.ok_or_else(|| Box::new(stopping()))

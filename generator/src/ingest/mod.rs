@@ -4,11 +4,13 @@
 //! decoded and validated; what a peer does wrong ends its connection, and no other. Who keeps the ledger is not known
 //! here: requests go into a bounded queue, answers come back as the session's feedback.
 
+mod arrival;
 mod connection;
 mod door;
 mod ends;
 mod export;
 mod http;
+mod queue;
 mod refusal;
 mod session;
 mod socket;
@@ -17,6 +19,7 @@ mod watchers;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use flow::transport::ServerTls;
+use futures_util::future::{AbortHandle, Abortable};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -32,8 +35,9 @@ use self::{
 pub use self::{
     export::{Exports, Page, PageEnd, PageRequest},
     http::{Desk, StatusRequest},
+    queue::{Ask, Ended, Receiver, Request, Room, Sender, queue},
     refusal::Refusal,
-    session::{Ask, Ended, Feedback, Receiver, Request, Room, Sender, Session, queue},
+    session::{Feedback, Session},
     watchers::Watchers,
 };
 
@@ -101,18 +105,22 @@ impl Server {
                     continue;
                 }
             };
-            let stranger = door.enter(peer.ip());
+            let (handle, registration) = AbortHandle::new_pair();
+            let stranger = door.enter(peer.ip(), handle);
             let place = Arc::clone(&places).try_acquire_owned();
             let (Some(stranger), Ok(place)) = (stranger, place) else {
                 if !crowded {
                     warn!(
                         %peer,
                         open = MAX_CONNECTIONS - places.available_permits(),
-                        "too many connections, or too many that have not said who they are: more are sent away"
+                        "too many connections: more are sent away"
                     );
                 }
                 crowded = true;
-                send_away(&stream);
+                // Who expects TLS would take the answer for a part of it.
+                if desk.gate.tls().is_none() {
+                    send_away(&stream);
+                }
                 continue;
             };
             crowded = false;
@@ -122,7 +130,8 @@ impl Server {
                 ends: ends.clone(),
                 _place: place,
             };
-            connections.spawn(serve(stream, visit, Arc::clone(&desk), stop.clone()));
+            let serving = serve(stream, visit, Arc::clone(&desk), stop.clone());
+            connections.spawn(Abortable::new(serving, registration));
         }
         drop(self.listener);
         let all_ended = async { while connections.join_next().await.is_some() {} };
@@ -154,11 +163,11 @@ async fn serve(stream: TcpStream, visit: Visit, desk: Arc<Desk>, mut stop: watch
     // In a place of its own, which is given back: what answering takes is many times what a conversation does.
     let asked = Box::pin(async {
         match config {
-            None => http::serve(stream, &desk).await,
+            None => http::serve(stream, peer.ip(), &desk).await,
             Some(config) => {
                 let handshake = TlsAcceptor::from(config).accept(stream);
                 match tokio::time::timeout(TLS_DEADLINE, handshake).await {
-                    Ok(Ok(stream)) => http::serve(stream, &desk).await,
+                    Ok(Ok(stream)) => http::serve(stream, peer.ip(), &desk).await,
                     Ok(Err(error)) => {
                         debug!(%peer, %error, "TLS handshake failed");
                         desk.meter.denied.inc();
@@ -185,7 +194,8 @@ async fn serve(stream: TcpStream, visit: Visit, desk: Arc<Desk>, mut stop: watch
     }
 }
 
-/// Says that there is no room, if that fits into the socket's buffer; nobody waits for it.
+/// Says that there is no room, if that fits into the socket's buffer; nobody waits for it, nor for the request, so that the
+/// peer may hear nothing but that the connection was reset.
 fn send_away(stream: &TcpStream) {
     const RESPONSE: &[u8] =
         b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nConnection: close\r\n\

@@ -61,8 +61,6 @@ pub(super) struct Ends {
     by_identity: HashMap<Identity, IdentityId>,
     shared: Shared,
     next_row: i64,
-    /// Those that are not in the store yet.
-    unwritten: Vec<EndId>,
     sweep_at: usize,
     sweep_at_bytes: usize,
     /// What they took after the last sweep.
@@ -73,8 +71,9 @@ pub(super) struct Ends {
 /// An end, and who it is.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    /// Its row in the store.
+    /// Its row in the store, once it is there: when an observation is that has it.
     pub(super) row: i64,
+    pub(super) is_stored: bool,
     pub(super) end: Arc<End>,
     /// As it was seen.
     pub(super) own: IdentityId,
@@ -110,17 +109,15 @@ impl Ends {
             return id;
         }
         let row = self.next_row;
-        let id = self.insert(row, end);
-        self.unwritten.push(id);
-        id
+        self.insert(row, false, end)
     }
 
     /// An end that the store has; `None` if it has it twice.
     pub(super) fn restore(&mut self, row: i64, end: End) -> Option<EndId> {
-        (!self.by_end.contains_key(&end)).then(|| self.insert(row, end))
+        (!self.by_end.contains_key(&end)).then(|| self.insert(row, true, end))
     }
 
-    fn insert(&mut self, row: i64, mut end: End) -> EndId {
+    fn insert(&mut self, row: i64, is_stored: bool, mut end: End) -> EndId {
         self.next_row = self.next_row.max(row.saturating_add(1));
         self.shared.share(&mut end.endpoint);
         let own = self.identify(&end, end.address);
@@ -129,6 +126,7 @@ impl Ends {
         self.weight += weight::of_end(&end);
         let id = self.entries.insert(Entry {
             row,
+            is_stored,
             end: Arc::clone(&end),
             own,
             behind,
@@ -159,7 +157,7 @@ impl Ends {
         self.weight().saturating_sub(self.swept_bytes) > all / SWEEP_OF_FULL
     }
 
-    /// Forgets all but these; returns the rows of those that are forgotten.
+    /// Forgets all but these; returns the rows of those that the store is to forget.
     pub(super) fn retain(&mut self, used: impl Iterator<Item = EndId>) -> Vec<i64> {
         let mut wanted = vec![false; self.entries.capacity()];
         used.for_each(|id| wanted[id as usize] = true);
@@ -168,12 +166,11 @@ impl Ends {
         self.entries.retain(|id, entry| {
             if !wanted[id] {
                 by_end.remove(&entry.end);
-                forgotten.push(entry.row);
+                forgotten.extend(entry.is_stored.then_some(entry.row));
             }
             wanted[id]
         });
         self.by_serial.clear();
-        self.unwritten.retain(|&id| wanted[id as usize]);
 
         let mut wanted = vec![false; self.identities.capacity()];
         for (_, entry) in &self.entries {
@@ -200,14 +197,9 @@ impl Ends {
         forgotten
     }
 
-    /// Those that the store does not have yet.
-    pub(super) fn unwritten(&self) -> impl Iterator<Item = &Entry> {
-        self.unwritten.iter().map(|&id| self.get(id))
-    }
-
-    /// The store has them all.
-    pub(super) fn written(&mut self) {
-        self.unwritten.clear();
+    /// The store has this one.
+    pub(super) fn stored(&mut self, id: EndId) {
+        self.entries[id as usize].is_stored = true;
     }
 
     /// What they take, about, in bytes.
@@ -226,7 +218,6 @@ impl Default for Ends {
             by_identity: HashMap::new(),
             shared: Shared::default(),
             next_row: 1,
-            unwritten: Vec::new(),
             sweep_at: SWEEP_FROM,
             sweep_at_bytes: SWEEP_FROM_BYTES,
             swept_bytes: 0,

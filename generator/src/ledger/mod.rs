@@ -342,7 +342,7 @@ impl Ledger {
     /// Forgets the ends that no observation has, but for these.
     fn sweep(&mut self, wanted: &[EndId]) {
         let used = self.observations.iter();
-        let used = used.flat_map(|(_, it)| [it.names.client, it.names.server]);
+        let used = used.flat_map(|(_, it)| it.names.ends());
         let used = used.chain(wanted.iter().copied());
         self.forgotten_ends.extend(self.ends.retain(used));
     }

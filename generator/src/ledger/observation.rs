@@ -153,6 +153,13 @@ impl Observation {
     }
 }
 
+impl Names {
+    /// Both of them.
+    pub(super) fn ends(&self) -> [EndId; 2] {
+        [self.client, self.server]
+    }
+}
+
 impl PartialEq for Names {
     fn eq(&self, other: &Self) -> bool {
         // What came in one batch, or was taken over from an earlier one, is the same allocation.

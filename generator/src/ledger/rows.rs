@@ -10,6 +10,7 @@ use flow::{
     time::Timestamp,
     wire::End,
 };
+use fnv::FnvHashSet;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -79,9 +80,15 @@ pub struct CountRow {
 }
 
 impl<'a> Rows<'a> {
-    /// New ends.
+    /// The ends of these observations that the store does not have. Of what came with no observation it is told nothing.
     pub fn ends(self) -> impl Iterator<Item = EndRow<'a>> {
-        self.0.ends.unwritten().map(|entry| EndRow {
+        let mut met = FnvHashSet::default();
+        let ends = self.renamed().flat_map(|it| it.names.ends());
+        let new = ends.filter_map(move |id| {
+            let entry = self.0.ends.get(id);
+            (!entry.is_stored && met.insert(id)).then_some(entry)
+        });
+        new.map(|entry| EndRow {
             row: entry.row,
             end: &entry.end,
         })
@@ -89,8 +96,7 @@ impl<'a> Rows<'a> {
 
     /// The names of observations that are new or have others.
     pub fn names(self) -> impl Iterator<Item = NameRow> + use<'a> {
-        let changed = self.touched().filter(|it| it.change == Change::All);
-        changed.map(move |it| NameRow {
+        self.renamed().map(move |it| NameRow {
             row: it.row,
             client: self.0.ends.get(it.names.client).row,
             server: self.0.ends.get(it.names.server).row,
@@ -134,10 +140,11 @@ impl<'a> Rows<'a> {
     #[must_use]
     pub fn is_empty(self) -> bool {
         let ledger = self.0;
-        ledger.touched.is_empty()
-            && ledger.forgotten.is_empty()
-            && ledger.forgotten_ends.is_empty()
-            && ledger.ends.unwritten().next().is_none()
+        ledger.touched.is_empty() && ledger.forgotten.is_empty() && ledger.forgotten_ends.is_empty()
+    }
+
+    fn renamed(self) -> impl Iterator<Item = &'a Observation> + use<'a> {
+        self.touched().filter(|it| it.change == Change::All)
     }
 
     fn touched(self) -> impl Iterator<Item = &'a Observation> + use<'a> {
@@ -160,9 +167,11 @@ impl Ledger {
         for place in self.touched.drain(..) {
             if let Some(observation) = self.observations.get_mut(place as usize) {
                 observation.change = Change::Nothing;
+                for end in observation.names.ends() {
+                    self.ends.stored(end);
+                }
             }
         }
-        self.ends.written();
         self.forgotten.clear();
         self.forgotten_ends.clear();
     }

@@ -1,7 +1,6 @@
 //! The keeper: the one task that owns the ledger and its store.
 
 use std::{
-    collections::BTreeMap,
     pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -23,13 +22,14 @@ use super::{
     page::page,
     round::{Naming, Round, Verdict},
     sessions::Sessions,
+    status::status,
     vet::Vetting,
 };
 use crate::{
     ingest::{Ask, PageRequest, Receiver, Refusal, Request, Session, StatusRequest},
     ledger::{Bounds, Edge, KnownEnd},
     metrics::Meter,
-    status::{AgentStatus, LedgerStatus, LossStatus, QueueStatus, Status, TopologyStatus},
+    status::{Status, TopologyStatus},
     store::{Losses, State, Store, StoreError},
 };
 
@@ -59,6 +59,17 @@ pub struct Snapshot {
     pub edges: Vec<Edge>,
     /// What was lost.
     pub losses: Losses,
+}
+
+impl Snapshot {
+    /// What a state amounts to after so many changes.
+    pub(super) fn of(revision: u64, state: &State) -> Self {
+        Self {
+            revision,
+            edges: state.ledger.edges(),
+            losses: state.losses.clone(),
+        }
+    }
 }
 
 /// Asks for a snapshot. There is one who asks and waits for the answer, so one place in the queue is enough.
@@ -130,14 +141,11 @@ impl Keeper {
     /// What the ledger amounts to.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            revision: *self.revision.borrow(),
-            edges: self.state.ledger.edges(),
-            losses: self.state.losses.clone(),
-        }
+        Snapshot::of(*self.revision.borrow(), &self.state)
     }
 
-    /// Serves requests until nobody is left who could make one, then closes the store and gives a last snapshot.
+    /// Serves requests until nobody is left who could make one, then closes the store and gives what it had, and after how many
+    /// changes.
     ///
     /// # Errors
     /// If the store fails, and cannot even be read again. What was acknowledged is stored.
@@ -147,7 +155,7 @@ impl Keeper {
         mut snapshots: mpsc::Receiver<SnapshotRequest>,
         mut statuses: mpsc::Receiver<StatusRequest>,
         mut pages: mpsc::Receiver<PageRequest>,
-    ) -> Result<Snapshot, StoreError> {
+    ) -> Result<(u64, State), StoreError> {
         let mut group = Vec::with_capacity(GROUP);
         // Agents wait meanwhile, and the snapshots of what is stored go on.
         let mut pause = pin!(sleep(Duration::ZERO));
@@ -192,75 +200,24 @@ impl Keeper {
                 }
             }
         }
-        let last = self.snapshot();
         self.store.close().await?;
-        Ok(last)
+        let revision = *self.revision.borrow();
+        Ok((revision, self.state))
     }
 
     async fn status(&mut self) -> Status {
-        let mut lost = BTreeMap::<&str, u64>::new();
-        let mut losses = Vec::new();
-        for (node, reason, loss) in self.state.losses.iter() {
-            let sum = lost.entry(node).or_default();
-            *sum = sum.saturating_add(loss.count);
-            losses.push(LossStatus::from((node, reason, loss)));
-        }
-        let mut agents: Vec<AgentStatus> = self
-            .state
-            .agents
-            .iter()
-            .map(|(instance, agent)| AgentStatus {
-                node: agent.node.clone(),
-                instance: instance.to_owned(),
-                version: agent.version.clone(),
-                last_sequence: agent.last_sequence,
-                last_seen: Some(agent.last_seen),
-                lost: lost.get(agent.node.as_str()).copied().unwrap_or(0),
-                ..AgentStatus::default()
-            })
-            .collect();
-        // They are in the order of their instances.
-        let stored = agents.len();
-        for (instance, connected) in self.sessions.iter() {
-            let found =
-                agents[..stored].binary_search_by(|agent| agent.instance.as_str().cmp(instance));
-            match found {
-                Ok(place) => connected.describe(&mut agents[place]),
-                Err(_) => {
-                    let mut agent = connected.status(instance);
-                    agent.lost = lost.get(agent.node.as_str()).copied().unwrap_or(0);
-                    agents.push(agent);
-                }
-            }
-        }
-        agents.sort_by(|one, other| {
-            (&one.node, one.last_seen, &one.instance).cmp(&(
-                &other.node,
-                other.last_seen,
-                &other.instance,
-            ))
-        });
         let now = Timestamp::from(SystemTime::now());
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            now,
-            started: self.started,
-            ledger: LedgerStatus {
-                observations: self.state.ledger.len() as u64,
-                edges: self.state.ledger.count_edges() as u64,
-                bytes: self.state.ledger.bytes() as u64,
-                database_bytes: self.store.bytes().await.unwrap_or(0),
-            },
-            queue: QueueStatus::default(),
-            topology: self.topology.as_ref().map(|view| TopologyStatus {
-                ready: view.is_ready(),
-                stale_seconds: view.stale_since().map_or(0, |since| {
-                    now.as_nanos().saturating_sub(since.as_nanos()) / 1_000_000_000
-                }),
+        let mut status = status(&self.state, &self.sessions);
+        status.now = now;
+        status.started = self.started;
+        status.ledger.database_bytes = self.store.bytes().await.unwrap_or(0);
+        status.topology = self.topology.as_ref().map(|view| TopologyStatus {
+            ready: view.is_ready(),
+            stale_seconds: view.stale_since().map_or(0, |since| {
+                now.as_nanos().saturating_sub(since.as_nanos()) / 1_000_000_000
             }),
-            agents,
-            losses,
-        }
+        });
+        status
     }
 
     /// Does what a group of requests asks for in one transaction, then answers them.
@@ -384,7 +341,7 @@ impl Keeper {
             }
         };
         let naming = index.is_some().then_some(&name as Naming<'_>);
-        round.make_room_for(&mut self.state, &hello.instance, |instance| {
+        round.make_room_for(&mut self.state, hello, |instance| {
             self.sessions.has(instance)
         });
         let verdict = round.apply(&mut self.state, hello, batch, naming, now);
@@ -418,6 +375,8 @@ impl Keeper {
         for session in waiting {
             session.refuse(Refusal::failure("the batch cannot be stored now"));
         }
+        // There is no room for two: what is not true goes before what is comes.
+        self.state = State::default();
         self.state = self.store.load().await?;
         self.loads += 1;
         self.delay = Some(match self.delay {

@@ -9,6 +9,7 @@ mod page;
 mod publish;
 mod round;
 mod sessions;
+mod status;
 mod vet;
 
 use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -16,7 +17,7 @@ use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::D
 use flow::source::{self, Source, SourceError, Topology};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinError,
+    task::{JoinError, spawn_blocking},
     time::timeout,
 };
 use tracing::{info, warn};
@@ -214,9 +215,11 @@ impl Generator {
             Some(kept) => kept,
             None => keeping.await,
         };
-        let last = kept??;
+        let (revision, state) = kept??;
         if let Some(publishing) = publishing {
-            let finish = async { Ok::<_, ServeError>(publishing.await?.publish(last).await?) };
+            let last = spawn_blocking(move || Snapshot::of(revision, &state));
+            let finish =
+                async { Ok::<_, ServeError>(publishing.await?.publish(last.await?).await?) };
             match timeout(LAST_PUBLICATION, finish).await {
                 Ok(finished) => finished?,
                 Err(_elapsed) => warn!("the policy folder is brought up to date by the next start"),

@@ -166,13 +166,16 @@ impl Publisher {
         self.denied = denied;
     }
 
-    /// Publishes each change until the keeper has ended.
+    /// Publishes each change until the keeper has ended: what was there before is in the folder.
     pub(super) async fn follow(
         mut self,
         mut revision: watch::Receiver<u64>,
         snapshots: mpsc::Sender<SnapshotRequest>,
     ) -> Self {
         loop {
+            if !self.failing && revision.changed().await.is_err() {
+                return self;
+            }
             let start = Instant::now();
             let (wanted, snapshot) = oneshot::channel();
             if snapshots.send(wanted).await.is_err() {
@@ -190,9 +193,6 @@ impl Publisher {
             tokio::select! {
                 () = sleep(PAUSE.max(start.elapsed() * PAUSE_FACTOR)) => {}
                 () = snapshots.closed() => return self,
-            }
-            if !self.failing && revision.changed().await.is_err() {
-                return self;
             }
         }
     }
@@ -242,5 +242,44 @@ fn report(
             lost = snapshot.losses.total(),
             "observations were lost: the policies may lack rules for connections that nobody saw"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{policy::Namespaces, store::Losses};
+
+    /// A look at the whole ledger is work for the keeper, just when its agents come.
+    #[tokio::test(start_paused = true)]
+    async fn the_ledger_is_looked_at_when_it_has_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let publisher = Publisher::new(Publication {
+            folder: folder.path().to_owned(),
+            options: Options::new(Namespaces::All),
+            strict: false,
+        });
+        let (changes, revision) = watch::channel(0);
+        let (wanted, mut snapshots) = mpsc::channel::<SnapshotRequest>(1);
+        let following = tokio::spawn(publisher.follow(revision, wanted));
+        let while_nothing_happens = Duration::from_secs(3_600);
+        for revision in 1..=3 {
+            timeout(while_nothing_happens, snapshots.recv())
+                .await
+                .unwrap_err();
+            changes.send_replace(revision);
+            let answer = snapshots.recv().await.unwrap();
+            answer
+                .send(Snapshot {
+                    revision,
+                    edges: Vec::new(),
+                    losses: Losses::default(),
+                })
+                .unwrap();
+        }
+        drop(changes);
+        assert_eq!(following.await.unwrap().shown, Some(3));
     }
 }

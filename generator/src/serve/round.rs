@@ -10,7 +10,7 @@ use flow::{
 
 use crate::{
     ledger::{Bounds, KnownEnd, Ledger},
-    store::{Changes, State, Turn},
+    store::{Changes, Standing, State},
 };
 
 /// The most observations that the ledger holds: what a cluster of ten thousand pods makes, each with fifty peers, seen
@@ -82,15 +82,15 @@ impl Round {
         now: Timestamp,
     ) -> Verdict {
         let sequence = batch.sequence;
-        match state.agents.turn(&hello.instance, sequence) {
-            Turn::Known => return Verdict::Known,
-            Turn::Gap { expected } => {
+        match state.agents.standing(&hello.instance, sequence) {
+            Standing::Known => return Verdict::Known,
+            Standing::Gap { expected } => {
                 return Verdict::Refused(format!(
                     "batch {sequence} leaves a gap: batch {expected} is the next of this instance"
                 ));
             }
-            Turn::Late => self.lose(state, hello, BATCHES_BEFORE, 1, batch.window),
-            Turn::Next => {}
+            Standing::Late => self.lose(state, hello, BATCHES_BEFORE, 1, batch.window),
+            Standing::Next => {}
         }
         for (reason, &count) in &batch.losses {
             self.lose(state, hello, reason, count, batch.window);
@@ -113,15 +113,16 @@ impl Round {
             .map(|((node, reason), count)| (node.as_str(), reason.as_str(), *count))
     }
 
-    /// Forgets other instances if there are too many, but not those that `keep` wants.
+    /// Forgets other instances if there are too many, of the node or of all, but not those that `keep` wants.
     pub(super) fn make_room_for(
         &mut self,
         state: &mut State,
-        instance: &str,
+        hello: &Hello,
         keep: impl Fn(&str) -> bool,
     ) {
+        let agents = &mut state.agents;
         self.forgotten
-            .extend(state.agents.make_room_for(instance, keep));
+            .extend(agents.make_room_for(&hello.instance, &hello.node, keep));
     }
 
     /// Forgets the instances that were last seen before `time`, but for those that `keep` wants.

@@ -6,8 +6,9 @@ use std::{
 };
 
 use flow::{time::Timestamp, wire::Health};
+use tracing::warn;
 
-use super::vet::warn_of_clock;
+use super::vet::MAX_AHEAD;
 use crate::{
     ingest::{Refusal, Session},
     status::AgentStatus,
@@ -135,5 +136,41 @@ impl Sessions {
         reported
             .filter_map(|connected| connected.reported_until)
             .max()
+    }
+}
+
+/// Says it of an agent whose clock is out.
+fn warn_of_clock(session: &Session) {
+    let hello = &session.hello;
+    if let Some(ahead) = session.clock_ahead
+        && is_out(ahead)
+    {
+        warn!(
+            node = hello.node,
+            instance = hello.instance,
+            ahead_seconds = ahead.round(),
+            "the agent's clock differs from this one: times, --since and --retain are wrong for what it sees"
+        );
+    }
+}
+
+fn is_out(ahead_seconds: f64) -> bool {
+    ahead_seconds.abs() > MAX_AHEAD.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_may_be_out_by_a_minute() {
+        for (ahead, out) in [
+            (0.0, false),
+            (-59.0, false),
+            (61.0, true),
+            (-172_800.0, true),
+        ] {
+            assert_eq!(is_out(ahead), out, "{ahead}");
+        }
     }
 }

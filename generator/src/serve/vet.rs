@@ -14,13 +14,12 @@ use flow::{
     topology::Index,
     wire::{End, Packed},
 };
-use tracing::warn;
 
-use crate::{ingest::Session, ledger::KnownEnd};
+use crate::ledger::KnownEnd;
 
 /// How far clocks of a cluster may differ. It is said of agents whose clock differs more, and nothing is taken to be later
 /// than this after its arrival.
-const MAX_AHEAD: Duration = Duration::from_secs(60);
+pub(super) const MAX_AHEAD: Duration = Duration::from_secs(60);
 
 /// The reason under which connections are counted whose observed end is of another node than the agent.
 const OTHER_NODE: &str = "other_node";
@@ -100,25 +99,6 @@ impl Vetting<'_> {
             Endpoint::External(_) => true,
         }
     }
-}
-
-/// Says it of an agent whose clock is out.
-pub(super) fn warn_of_clock(session: &Session) {
-    let hello = &session.hello;
-    if let Some(ahead) = session.clock_ahead
-        && is_out(ahead)
-    {
-        warn!(
-            node = hello.node,
-            instance = hello.instance,
-            ahead_seconds = ahead.round(),
-            "the agent's clock differs from this one: times, --since and --retain are wrong for what it sees"
-        );
-    }
-}
-
-fn is_out(ahead_seconds: f64) -> bool {
-    ahead_seconds.abs() > MAX_AHEAD.as_secs_f64()
 }
 
 #[cfg(test)]

@@ -11,9 +11,20 @@ const MAX_INSTANCES: usize = 1 << 18;
 /// How many are forgotten at once when there are as many: they are looked for among all.
 const FORGET_AT_ONCE: usize = MAX_INSTANCES >> 7;
 
+/// The most that are remembered of one node: each run without a spool is another, and whoever starts more is not to push out
+/// the agents of others.
+const MAX_INSTANCES_OF_A_NODE: usize = 1 << 10;
+
+/// How many of a node are forgotten at once.
+const FORGET_AT_ONCE_OF_A_NODE: usize = MAX_INSTANCES_OF_A_NODE >> 2;
+
 /// The agent instances whose batches are in the ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Agents(BTreeMap<String, Agent>);
+pub struct Agents {
+    by_instance: BTreeMap<String, Agent>,
+    /// How many a node has.
+    of_node: BTreeMap<String, usize>,
+}
 
 /// One run of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +41,7 @@ pub struct Agent {
 
 /// What a batch's number says about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum Standing {
     /// It is the one that follows the last.
     Next,
     /// It is in the ledger already: its acknowledgement was lost.
@@ -49,45 +60,63 @@ impl Agents {
     /// The last batch of the instance that is in the ledger; 0 if none is.
     #[must_use]
     pub fn last_sequence(&self, instance: &str) -> u64 {
-        self.0.get(instance).map_or(0, |agent| agent.last_sequence)
+        self.by_instance
+            .get(instance)
+            .map_or(0, |agent| agent.last_sequence)
     }
 
     /// Judges the number of a batch that arrived.
     #[must_use]
-    pub fn turn(&self, instance: &str, sequence: u64) -> Turn {
+    pub fn standing(&self, instance: &str, sequence: u64) -> Standing {
         let last = self.last_sequence(instance);
         // Nothing is greater than the greatest number, and nothing follows it.
         let expected = last.saturating_add(1);
         if sequence <= last {
-            Turn::Known
+            Standing::Known
         } else if sequence == expected {
-            Turn::Next
+            Standing::Next
         } else if last == 0 {
-            Turn::Late
+            Standing::Late
         } else {
-            Turn::Gap { expected }
+            Standing::Gap { expected }
         }
     }
 
-    /// Makes room for the instance if it is not known and the table is full: forgets those that were unseen for the
-    /// longest time, but for those that `keep` wants; returns their names.
-    pub fn make_room_for(&mut self, instance: &str, keep: impl Fn(&str) -> bool) -> Vec<String> {
-        if self.0.len() < MAX_INSTANCES || self.0.contains_key(instance) {
+    /// Makes room for an instance of a node if it is not known and the node has its share, or the table is full: forgets those,
+    /// of the node or of all, that were unseen for the longest time, but for those that `keep` wants; returns their names.
+    pub fn make_room_for(
+        &mut self,
+        instance: &str,
+        node: &str,
+        keep: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
+        if self.by_instance.contains_key(instance) {
             return Vec::new();
         }
+        let of_node = self.of_node.get(node).copied().unwrap_or(0);
+        let (of_node, most) = if of_node >= MAX_INSTANCES_OF_A_NODE {
+            (Some(node), FORGET_AT_ONCE_OF_A_NODE)
+        } else if self.by_instance.len() >= MAX_INSTANCES {
+            (None, FORGET_AT_ONCE)
+        } else {
+            return Vec::new();
+        };
         let mut unseen: Vec<(Timestamp, &String)> = self
-            .0
+            .by_instance
             .iter()
+            .filter(|(_, agent)| of_node.is_none_or(|node| agent.node == node))
             .filter(|(instance, _)| !keep(instance))
             .map(|(instance, agent)| (agent.last_seen, instance))
             .collect();
-        if unseen.len() > FORGET_AT_ONCE {
-            unseen.select_nth_unstable(FORGET_AT_ONCE);
-            unseen.truncate(FORGET_AT_ONCE);
+        if unseen.len() > most {
+            unseen.select_nth_unstable(most);
+            unseen.truncate(most);
         }
         let forgotten: Vec<String> = unseen.into_iter().map(|(_, name)| name.clone()).collect();
         for instance in &forgotten {
-            self.0.remove(instance);
+            if let Some(agent) = self.by_instance.remove(instance) {
+                self.leave(&agent.node);
+            }
         }
         forgotten
     }
@@ -108,28 +137,41 @@ impl Agents {
     /// The instance, if a batch of it is in the ledger.
     #[must_use]
     pub fn get(&self, instance: &str) -> Option<&Agent> {
-        self.0.get(instance)
+        self.by_instance.get(instance)
     }
 
     /// All instances, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Agent)> {
-        self.0
+        self.by_instance
             .iter()
             .map(|(instance, agent)| (instance.as_str(), agent))
     }
 
     /// Forgets the instances whose last batch came before `time`, but for those that `keep` wants; returns their names.
     pub fn forget_before(&mut self, time: Timestamp, keep: impl Fn(&str) -> bool) -> Vec<String> {
-        self.0
-            .extract_if(.., |instance, agent| {
-                agent.last_seen < time && !keep(instance)
-            })
-            .map(|(instance, _)| instance)
-            .collect()
+        let old = |instance: &String, agent: &mut Agent| agent.last_seen < time && !keep(instance);
+        let forgotten: Vec<(String, Agent)> = self.by_instance.extract_if(.., old).collect();
+        for (_, agent) in &forgotten {
+            self.leave(&agent.node);
+        }
+        forgotten.into_iter().map(|(name, _)| name).collect()
     }
 
     pub(super) fn insert(&mut self, instance: String, agent: Agent) {
-        self.0.insert(instance, agent);
+        *self.of_node.entry(agent.node.clone()).or_default() += 1;
+        if let Some(old) = self.by_instance.insert(instance, agent) {
+            self.leave(&old.node);
+        }
+    }
+
+    /// A node has one fewer.
+    fn leave(&mut self, node: &str) {
+        if let Some(count) = self.of_node.get_mut(node) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_node.remove(node);
+            }
+        }
     }
 }
 
@@ -138,9 +180,13 @@ mod tests {
     use super::*;
 
     fn hello(instance: &str) -> Hello {
+        hello_of(instance, "node-1")
+    }
+
+    fn hello_of(instance: &str, node: &str) -> Hello {
         Hello {
             instance: instance.to_owned(),
-            node: "node-1".to_owned(),
+            node: node.to_owned(),
             version: "1".to_owned(),
             resolve: flow::wire::Resolve::Both,
             capabilities: Vec::new(),
@@ -153,20 +199,20 @@ mod tests {
         let mut agents = Agents::default();
         agents.advance(&hello("seven"), 7, Timestamp::default());
         agents.advance(&hello("last"), u64::MAX, Timestamp::default());
-        let gap = |expected| Turn::Gap { expected };
-        for (instance, sequence, turn) in [
-            ("new", 1, Turn::Next),
-            ("new", 2, Turn::Late),
-            ("new", 0, Turn::Known),
-            ("seven", 1, Turn::Known),
-            ("seven", 7, Turn::Known),
-            ("seven", 8, Turn::Next),
+        let gap = |expected| Standing::Gap { expected };
+        for (instance, sequence, standing) in [
+            ("new", 1, Standing::Next),
+            ("new", 2, Standing::Late),
+            ("new", 0, Standing::Known),
+            ("seven", 1, Standing::Known),
+            ("seven", 7, Standing::Known),
+            ("seven", 8, Standing::Next),
             ("seven", 9, gap(8)),
-            ("last", u64::MAX, Turn::Known),
+            ("last", u64::MAX, Standing::Known),
         ] {
             assert_eq!(
-                agents.turn(instance, sequence),
-                turn,
+                agents.standing(instance, sequence),
+                standing,
                 "{instance} {sequence}"
             );
         }
@@ -182,25 +228,53 @@ mod tests {
         assert_eq!(gone, ["gone"]);
         let left: Vec<&str> = agents.iter().map(|(instance, _)| instance).collect();
         assert_eq!(left, ["connected", "recent"]);
-        assert_eq!(agents.turn("gone", 1), Turn::Next);
+        assert_eq!(agents.standing("gone", 1), Standing::Next);
     }
 
     #[test]
     fn a_full_table_forgets_who_was_unseen_for_the_longest_time() {
         let mut agents = Agents::default();
+        let node = |number: usize| format!("node-{}", number % (MAX_INSTANCES >> 4));
+        let make_room = |agents: &mut Agents, instance: &str, keep: &dyn Fn(&str) -> bool| {
+            agents.make_room_for(instance, "node-1", keep)
+        };
         for number in 0..MAX_INSTANCES {
-            assert_eq!(agents.make_room_for("one more", |_| false), [""; 0]);
+            assert_eq!(make_room(&mut agents, "one more", &|_| false), [""; 0]);
             let seen = Timestamp::from_nanos(number as u64);
-            agents.advance(&hello(&number.to_string()), 1, seen);
+            let hello = hello_of(&number.to_string(), &node(number));
+            agents.advance(&hello, 1, seen);
         }
-        assert_eq!(agents.make_room_for("17", |_| false), [""; 0]);
-        assert_eq!(agents.make_room_for("one more", |_| true), [""; 0]);
-        let forgotten = agents.make_room_for("one more", |name| name == "0");
+        assert_eq!(make_room(&mut agents, "17", &|_| false), [""; 0]);
+        assert_eq!(make_room(&mut agents, "one more", &|_| true), [""; 0]);
+        let forgotten = make_room(&mut agents, "one more", &|name| name == "0");
         assert_eq!(forgotten.len(), FORGET_AT_ONCE);
         for number in 0..MAX_INSTANCES {
             let known = number == 0 || number > FORGET_AT_ONCE;
             let name = number.to_string();
             assert_eq!(agents.get(&name).is_some(), known, "{name}");
         }
+    }
+
+    #[test]
+    fn made_up_instances_of_a_node_push_out_none_of_others() {
+        let mut agents = Agents::default();
+        agents.advance(&hello_of("away", "node-2"), 7, Timestamp::default());
+        agents.advance(&hello_of("connected", "node-1"), 7, Timestamp::default());
+        for number in 1..10 * MAX_INSTANCES_OF_A_NODE {
+            let hello = hello(&number.to_string());
+            agents.make_room_for(&hello.instance, &hello.node, |name| name == "connected");
+            agents.advance(&hello, 1, Timestamp::from_nanos(number as u64));
+            // Again, which is no other instance.
+            agents.advance(&hello, 2, Timestamp::from_nanos(number as u64));
+            assert!(agents.of_node["node-1"] <= MAX_INSTANCES_OF_A_NODE);
+        }
+        assert_eq!(agents.last_sequence("away"), 7);
+        assert_eq!(agents.last_sequence("connected"), 7);
+        let last = 10 * MAX_INSTANCES_OF_A_NODE - 1;
+        assert_eq!(agents.last_sequence(&last.to_string()), 2);
+        let count = agents.iter().filter(|(_, agent)| agent.node == "node-1");
+        assert_eq!(count.count(), agents.of_node["node-1"]);
+        agents.forget_before(Timestamp::from_nanos(u64::MAX), |_| false);
+        assert_eq!(agents, Agents::default());
     }
 }

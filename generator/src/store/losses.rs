@@ -7,7 +7,11 @@ use flow::{time::Timestamp, wire::Window};
 /// The most pairs of node and reason that are told apart; a real cluster has a dozen reasons a node.
 const MAX_KINDS: usize = 1 << 16;
 
-/// Where losses are counted once there are too many kinds to tell apart.
+/// The most reasons of one node that are: as many as a batch may have. So no node takes the room of all others.
+const MAX_REASONS: usize = 64;
+
+/// The reason under which a node's losses are counted once there are too many to tell apart; and the node, once there are too
+/// many of all.
 const OTHER: &str = "other";
 
 /// Lost observations by node and reason.
@@ -33,8 +37,12 @@ impl Losses {
         window: Window,
     ) -> (String, String) {
         let mut kind = (node.to_owned(), reason.to_owned());
-        if self.0.len() >= MAX_KINDS && !self.0.contains_key(&kind) {
-            kind = (OTHER.to_owned(), OTHER.to_owned());
+        if !self.0.contains_key(&kind) {
+            if self.0.len() >= MAX_KINDS {
+                kind = (OTHER.to_owned(), OTHER.to_owned());
+            } else if self.reasons_of(node) >= MAX_REASONS {
+                kind.1 = OTHER.to_owned();
+            }
         }
         let loss = self
             .0
@@ -44,6 +52,16 @@ impl Losses {
         loss.window.from = loss.window.from.min(window.from);
         loss.window.to = loss.window.to.max(window.to);
         kind
+    }
+
+    /// Takes in what the store has, where it was told apart already.
+    pub(super) fn restore(&mut self, kind: (String, String), loss: Loss) {
+        self.0.insert(kind, loss);
+    }
+
+    fn reasons_of(&self, node: &str) -> usize {
+        let reasons = self.0.range((node.to_owned(), String::new())..);
+        reasons.take_while(|((it, _), _)| it == node).count()
     }
 
     /// The loss counted under a node and reason.
@@ -114,10 +132,32 @@ mod tests {
     }
 
     #[test]
-    fn made_up_reasons_do_not_swell_it() {
+    fn made_up_reasons_of_a_node_leave_room_for_others() {
+        let mut losses = Losses::default();
+        for number in 0..MAX_KINDS {
+            losses.add("node-1", &number.to_string(), 1, window(1, 1));
+        }
+        losses.add("node-0", "ring_full", 2, window(1, 1));
+        losses.add("node-2", "ring_full", 3, window(1, 1));
+        let mut of_node_1 = 0;
+        for (node, reason, loss) in losses.iter() {
+            match (node, reason) {
+                ("node-1", OTHER) => assert_eq!(loss.count, (MAX_KINDS - MAX_REASONS) as u64),
+                ("node-1", _) => of_node_1 += 1,
+                ("node-0", "ring_full") => assert_eq!(loss.count, 2),
+                ("node-2", "ring_full") => assert_eq!(loss.count, 3),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(of_node_1, MAX_REASONS);
+        assert_eq!(losses.total(), MAX_KINDS as u64 + 5);
+    }
+
+    #[test]
+    fn made_up_nodes_do_not_swell_it() {
         let mut losses = Losses::default();
         for number in 0..MAX_KINDS + 10 {
-            losses.add("node-1", &number.to_string(), 1, window(1, 1));
+            losses.add(&number.to_string(), "ring_full", 1, window(1, 1));
         }
         assert_eq!(losses.iter().count(), MAX_KINDS + 1);
         let other = (OTHER.to_owned(), OTHER.to_owned());

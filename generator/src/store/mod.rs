@@ -24,7 +24,7 @@ use self::{lock::DirectoryLock, schema::Found};
 use crate::ledger::Ledger;
 
 pub use self::{
-    agents::{Agent, Agents, Turn},
+    agents::{Agent, Agents, Standing},
     error::StoreError,
     losses::{Loss, Losses},
     write::Changes,
@@ -304,12 +304,15 @@ async fn read_losses(connection: &mut SqliteConnection) -> sqlx::Result<Losses> 
         sqlx::query("SELECT node, reason, count, window_from_ns, window_to_ns FROM losses")
             .fetch(connection);
     while let Some(row) = rows.try_next().await? {
-        let window = Window {
-            from: time(row.try_get(3)?),
-            to: time(row.try_get(4)?),
+        let kind = (row.try_get(0)?, row.try_get(1)?);
+        let loss = Loss {
+            count: row.try_get::<i64, _>(2)?.cast_unsigned(),
+            window: Window {
+                from: time(row.try_get(3)?),
+                to: time(row.try_get(4)?),
+            },
         };
-        let count = row.try_get::<i64, _>(2)?.cast_unsigned();
-        losses.add(row.try_get(0)?, row.try_get(1)?, count, window);
+        losses.restore(kind, loss);
     }
     Ok(losses)
 }

@@ -41,10 +41,9 @@ fn state() -> State {
             from: moment,
             to: moment,
         };
-        let reason = format!("reason_{number}");
-        state
-            .losses
-            .add("node-1", &reason, u64::from(number), window);
+        // More reasons of a node than are told apart.
+        let (node, reason) = (format!("node-{}", number % 4), format!("reason_{number}"));
+        state.losses.add(&node, &reason, u64::from(number), window);
     }
     state
 }

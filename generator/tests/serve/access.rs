@@ -19,7 +19,10 @@ use flow::{
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpSocket, TcpStream},
+};
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use tokio_tungstenite::{
     client_async,
@@ -28,7 +31,7 @@ use tokio_tungstenite::{
 
 use crate::{
     client::{Client, flow, hello},
-    generator::{Generator, run},
+    generator::{Generator, raise_file_limit, run},
 };
 
 const AGENTS: &str = "agents-token-7f3a";
@@ -405,6 +408,35 @@ async fn certificates_of_both_sides_are_checked_and_replaced_without_a_restart()
     let agent = with(Path::new(&other_ca), identity(&ours, "agent"));
     assert_eq!(asked(&agent).await.0, 101);
     generator.wait_for_log("certificate replaced");
+}
+
+/// Who expects TLS would take an answer in plain text for a part of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_finds_no_room_is_told_so_where_that_can_be_read() {
+    raise_file_limit();
+    let files = Files::new();
+    let (cert, key) = Authority::new().issue("localhost");
+    let (cert, key) = (files.write("cert", &cert), files.write("key", &key));
+    let tls = ["--tls-cert", &cert, "--tls-key", &key];
+    for (args, answer) in [(&[][..], "HTTP/1.1 503 "), (&tls, "")] {
+        let generator = Generator::start(args);
+        // Each comes alone, so none of them makes way for another.
+        let connect = async |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 1, high, low], 0).into()).unwrap();
+            socket.connect(generator.address).await.unwrap()
+        };
+        let mut strangers = Vec::new();
+        for number in 1..=2_048 {
+            strangers.push(connect(number).await);
+        }
+        let mut heard = String::new();
+        let mut more = connect(2_049).await;
+        more.read_to_string(&mut heard).await.unwrap();
+        assert!(heard.starts_with(answer), "{heard}");
+        assert_eq!(heard.is_empty(), answer.is_empty(), "{heard}");
+    }
 }
 
 /// An API server that knows some tokens, and one pod. Returns its kubeconfig and the number of reviews.

@@ -12,7 +12,10 @@ use std::{
 
 use flow::record::FlowRecord;
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 
@@ -127,6 +130,12 @@ pub(crate) fn microshield() -> Command {
 /// Runs a command to its end.
 pub(crate) fn run(args: &[&str]) -> Output {
     microshield().args(args).output().unwrap()
+}
+
+/// For tests that open thousands of connections: the usual limit is a thousand files.
+pub(crate) fn raise_file_limit() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
 }
 
 /// The records of a ledger.

@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::{
     client::{Client, End, batch, flow, hello, request},
-    generator::{Generator, PATIENCE},
+    generator::{Generator, PATIENCE, raise_file_limit},
 };
 
 /// A generator, and an agent that is on good terms with it.
@@ -413,5 +413,25 @@ async fn silence() {
     let end = no_hello.end().await;
     assert_eq!(end.refusal.as_deref(), Some("no hello within 10 s"));
     assert_eq!(end.code, Some(CloseCode::Policy));
+    scene.good_goes_on().await;
+}
+
+/// More than may stand in the door.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_does_not_keep_the_door_shut() {
+    raise_file_limit();
+    let mut scene = Scene::set().await;
+    let mut silent = Vec::new();
+    for _ in 0..2_100 {
+        silent.push(TcpStream::connect(scene.address()).await.unwrap());
+    }
+    let (mut late, _) = Client::join(scene.address(), "late").await;
+    late.deliver(1, vec![flow("web", "db", 5432, 1)]).await;
+    // The oldest have made way, which is said once.
+    let read = timeout(PATIENCE, silent[0].read(&mut [0])).await.unwrap();
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    let warning = "too many connections that have not said who they are";
+    scene.generator.wait_for_log(warning);
+    assert_eq!(scene.generator.log().matches(warning).count(), 1);
     scene.good_goes_on().await;
 }

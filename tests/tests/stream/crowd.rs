@@ -32,7 +32,7 @@ const AGENTS: usize = 1_000;
 /// For so long each agent sends as fast as it is acknowledged.
 const RACE: Duration = Duration::from_secs(8);
 
-/// How many may connect at a time: a node has an address of its own, here they all have one.
+/// How many may connect at a time: a slow machine takes longer over all of them than each may take.
 const CONNECTING: usize = 100;
 
 /// What a generator without optimisation may take for a thousand connections and a small ledger.

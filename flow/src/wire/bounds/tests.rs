@@ -91,7 +91,6 @@ fn what_is_within_the_bounds_passes() {
         ("/ends/0/pod/labels", many_labels(MAX_LABELS)),
         ("/ends/0/pod/labels/app", json!("x".repeat(MAX_STRING))),
         ("/ends/0/pod/name", json!("x".repeat(MAX_NAME))),
-        ("/flows", json!([])),
         ("/losses", json!({})),
         ("/ends/1", node_called("fd00::1")),
         ("/ends/1", node_called("192.0.2.1")),
@@ -227,6 +226,8 @@ fn what_is_not_is_named() {
             json!(2),
             "flows[0].src: there is no 2 in the batch's table",
         ),
+        ("/flows/0/dst", json!(0), "ends[1]: is that of no flow"),
+        ("/flows", json!([]), "ends[0]: is that of no flow"),
         (
             "/flows/0/process",
             json!(1),

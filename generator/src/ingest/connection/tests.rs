@@ -4,7 +4,7 @@ use flow::{
     time::Timestamp,
     wire::{AgentMessage, Batch, Hello, Window},
 };
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{SinkExt as _, StreamExt as _, future::AbortHandle};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     task::JoinHandle,
@@ -15,7 +15,12 @@ use tokio_tungstenite::{
 };
 
 use super::*;
-use crate::ingest::{Receiver, Request, door::Door, queue};
+use crate::ingest::{
+    Receiver, Request,
+    arrival::{ARRIVAL_DEADLINE, PATIENCE},
+    door::Door,
+    queue,
+};
 
 struct Peer {
     socket: WebSocketStream<DuplexStream>,
@@ -38,7 +43,9 @@ impl Peer {
         let call = Call {
             peer,
             admission,
-            stranger: Door::default().enter(peer.ip()).unwrap(),
+            stranger: Door::default()
+                .enter(peer.ip(), AbortHandle::new_pair().0)
+                .unwrap(),
             ends: Ends::default(),
             meter: Meter::default(),
         };
@@ -58,23 +65,8 @@ impl Peer {
 
     /// Says hello, and is welcomed.
     async fn join(&mut self) {
-        let hello = Hello {
-            instance: "one".to_owned(),
-            node: "node-1".to_owned(),
-            version: "1".to_owned(),
-            resolve: flow::wire::Resolve::Both,
-            capabilities: Vec::new(),
-            clock: None,
-        };
-        self.say(&AgentMessage::Hello(hello)).await;
-        let session = match self.requests.recv().await {
-            Some(Request {
-                session,
-                ask: Ask::Join,
-                ..
-            }) => session,
-            other => panic!("{other:?}"),
-        };
+        self.say(&hello()).await;
+        let session = self.joining().await;
         session.acknowledge(0);
         let welcome = GeneratorMessage::Welcome { last_sequence: 0 };
         assert_eq!(self.hear().await, Some(welcome));
@@ -104,6 +96,17 @@ impl Peer {
             }
         }
     }
+}
+
+fn hello() -> AgentMessage {
+    AgentMessage::Hello(Hello {
+        instance: "one".to_owned(),
+        node: "node-1".to_owned(),
+        version: "1".to_owned(),
+        resolve: flow::wire::Resolve::Both,
+        capabilities: Vec::new(),
+        clock: None,
+    })
 }
 
 /// One of 15 KiB, most of which are reasons for losses.
@@ -146,10 +149,28 @@ async fn a_peer_that_says_no_hello_is_refused() {
 async fn a_peer_that_answers_pings_may_be_silent() {
     let mut peer = Peer::connect().await;
     peer.join().await;
-    let hour = Duration::from_secs(3_600);
-    timeout(hour, peer.hear()).await.unwrap_err();
+    let long = MIN_AGE - Duration::from_secs(1);
+    timeout(long, peer.hear()).await.unwrap_err();
     peer.say(&batch(1)).await;
     assert_eq!(peer.receive().await.1, 1);
+}
+
+/// A token that was good once is not good for ever.
+#[tokio::test(start_paused = true)]
+async fn who_a_peer_is_must_be_shown_again_now_and_then() {
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    let start = Instant::now();
+    let frame = loop {
+        match peer.socket.next().await {
+            Some(Ok(Message::Ping(_))) => {}
+            Some(Ok(Message::Close(Some(frame)))) => break frame,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(frame.code, CloseCode::Away);
+    let age = start.elapsed();
+    assert!(age >= MIN_AGE && age <= MAX_AGE, "{age:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -239,9 +260,12 @@ async fn room_for_slow_messages_is_bounded() {
         queue.set_aside(&node, MAX_MESSAGE_BYTES)
     };
     let first = set_aside(0).unwrap();
-    assert!(set_aside(0).is_none(), "a node has one");
+    assert_eq!(
+        set_aside(0).unwrap_err().reason,
+        "another message of this node arrives as slowly as this one"
+    );
     drop(first);
-    let aside: Vec<Room> = (0..9).filter_map(set_aside).collect();
+    let aside: Vec<_> = (0..9).filter_map(|number| set_aside(number).ok()).collect();
     assert_eq!(aside.len(), 8);
     peer.announce(MAX_MESSAGE_BYTES).await;
     let refusal = GeneratorMessage::Refuse {
@@ -252,6 +276,49 @@ async fn room_for_slow_messages_is_bounded() {
     peer.conversation.await.unwrap();
     drop(aside);
     assert_eq!(peer.queue.load().kib, 0);
+}
+
+/// The keeper may be at work for long: what waits for it has come.
+#[tokio::test(start_paused = true)]
+async fn a_slow_message_that_has_come_does_not_stand_in_the_next_one_s_way() {
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    for sequence in 1..=3 {
+        let AgentMessage::Batch(batch) = large_batch(sequence) else {
+            panic!("not a batch");
+        };
+        let batch = wire::encode(&AgentMessage::Batch(batch), Encoding::MessagePack).unwrap();
+        peer.announce(batch.len()).await;
+        tokio::time::sleep(2 * PATIENCE).await;
+        // It comes while it has a place apart, so another of its node has none.
+        assert!(peer.queue.set_aside("node-1", 1).is_err());
+        peer.socket.get_mut().write_all(&batch).await.unwrap();
+        tokio::time::sleep(PATIENCE).await;
+        drop(peer.queue.set_aside("node-1", 1).unwrap());
+    }
+    for expected in 1..=3 {
+        assert_eq!(peer.receive().await.1, expected);
+    }
+}
+
+/// The machine may be busy, so that what came in time is looked at late.
+#[tokio::test(start_paused = true)]
+async fn what_has_come_in_time_is_not_slow() {
+    let mut peer = Peer::connect().await;
+    peer.join().await;
+    let _other = peer.queue.set_aside("node-1", 1).unwrap();
+    for sequence in 1..=20 {
+        let batch = wire::encode(&batch(sequence), Encoding::MessagePack).unwrap();
+        let kib = peer.queue.load().kib;
+        peer.announce(batch.len()).await;
+        while peer.queue.load().kib == kib {
+            tokio::task::yield_now().await;
+        }
+        // Nobody else has a turn before the time is over.
+        peer.socket.get_mut().write_all(&batch).await.unwrap();
+        tokio::time::advance(2 * PATIENCE).await;
+        assert_eq!(peer.receive().await.1, sequence);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -297,15 +364,7 @@ async fn a_token_of_another_node_s_pod_is_refused() {
         node: Some("node-2".to_owned()),
     })
     .await;
-    let hello = Hello {
-        instance: "one".to_owned(),
-        node: "node-1".to_owned(),
-        version: "1".to_owned(),
-        resolve: flow::wire::Resolve::Both,
-        capabilities: Vec::new(),
-        clock: None,
-    };
-    peer.say(&AgentMessage::Hello(hello)).await;
+    peer.say(&hello()).await;
     let reason = "the token is of a pod on node node-2, not on node-1".to_owned();
     let refusal = GeneratorMessage::Refuse {
         reason,
@@ -416,36 +475,63 @@ async fn nobody_waits_for_a_peer_that_does_not_read() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_join_does_not_wait_for_ever() {
-    for stops in [false, true] {
-        let mut peer = Peer::connect().await;
-        let _room = peer.all_room().await;
-        let hello = Hello {
-            instance: "one".to_owned(),
-            node: "node-1".to_owned(),
-            version: "1".to_owned(),
-            resolve: flow::wire::Resolve::Both,
-            capabilities: Vec::new(),
-            clock: None,
-        };
-        peer.say(&AgentMessage::Hello(hello)).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        peer.stop.send_replace(stops);
-        let message = timeout(2 * JOIN_DEADLINE, peer.socket.next()).await;
-        match message.unwrap().unwrap().unwrap() {
-            Message::Close(Some(frame)) if stops => assert_eq!(frame.code, CloseCode::Away),
-            Message::Binary(bytes) if !stops => {
-                let refusal = GeneratorMessage::Refuse {
-                    reason: "no room for one more agent within 60 s".to_owned(),
-                    malformed: false,
-                };
-                let heard = wire::decode::<GeneratorMessage>(&bytes, Encoding::MessagePack);
-                assert_eq!(heard.unwrap(), refusal);
-            }
+impl Peer {
+    /// The session that asks the keeper to let it in.
+    async fn joining(&mut self) -> Arc<Session> {
+        match self.requests.recv().await {
+            Some(Request {
+                session,
+                ask: Ask::Join,
+                ..
+            }) => session,
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_is_welcomed_while_the_messages_of_others_wait() {
+    let mut peer = Peer::connect().await;
+    let _room = peer.all_room().await;
+    timeout(Duration::from_secs(1), peer.join()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_message_has_room_before_the_welcome() {
+    let mut peer = Peer::connect().await;
+    peer.say(&hello()).await;
+    let session = peer.joining().await;
+    peer.say(&batch(1)).await;
+    tokio::time::sleep(PATIENCE / 2).await;
+    assert_eq!(peer.queue.load().kib, 0);
+    session.acknowledge(0);
+    let welcome = GeneratorMessage::Welcome { last_sequence: 0 };
+    assert_eq!(peer.hear().await, Some(welcome));
+    assert_eq!(peer.receive().await.1, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_not_let_in_is_told_why() {
+    let mut peer = Peer::connect().await;
+    peer.say(&hello()).await;
+    peer.joining().await.refuse(Refusal::policy("no"));
+    let refusal = GeneratorMessage::Refuse {
+        reason: "no".to_owned(),
+        malformed: false,
+    };
+    assert_eq!(peer.hear().await, Some(refusal));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_to_be_let_in_is_sent_away_when_the_generator_stops() {
+    let mut peer = Peer::connect().await;
+    peer.say(&hello()).await;
+    peer.joining().await;
+    peer.stop.send_replace(true);
+    let Some(Ok(Message::Close(Some(frame)))) = peer.socket.next().await else {
+        panic!("no close frame");
+    };
+    assert_eq!(frame.code, CloseCode::Away);
 }
 
 #[tokio::test(start_paused = true)]

@@ -148,7 +148,7 @@ async fn what_is_counted_as_stored_was_stored() {
         group.push(Request {
             session: Arc::clone(&session),
             ask: Ask::Store(Box::new(batch(sequence))),
-            room: queue.reserve(1).await.unwrap(),
+            room: Some(queue.reserve(1).await.unwrap()),
         });
     }
     keeper.settle(group.into_iter()).await.unwrap();

@@ -170,6 +170,44 @@ fn ends_that_nobody_uses_do_not_fill_the_ledger() {
     }
 }
 
+#[test]
+fn an_end_is_written_with_the_first_observation_that_has_it() {
+    let mut state = State::default();
+    let mut round = Round::new(Bounds {
+        observations: 1,
+        ..Bounds::default()
+    });
+    let now = Timestamp::from_nanos(1);
+    let new_ends = |state: &State| state.ledger.rows().ends().count();
+    // None of its flows was its agent's to tell.
+    let mut nothing = batch(1, 80);
+    nothing.flows.clear();
+    round.apply(&mut state, &hello(), &nothing, None, now);
+    assert_eq!(new_ends(&state), 0);
+    assert!(state.ledger.rows().is_empty());
+
+    round.apply(&mut state, &hello(), &batch(2, 80), None, now);
+    assert_eq!(new_ends(&state), 2);
+    state.ledger.stored();
+    round.apply(&mut state, &hello(), &batch(3, 80), None, now);
+    assert_eq!(new_ends(&state), 0);
+
+    // There is no room for what is between others.
+    let mut refused = batch(4, 81);
+    for (place, known) in (0..).zip(&mut refused.ends) {
+        known.serial = 10 + place;
+        let end: End =
+            serde_json::from_value(json!({"address": format!("10.0.9.{place}")})).unwrap();
+        known.end = Arc::new(end);
+    }
+    round.apply(&mut state, &hello(), &refused, None, now);
+    assert_eq!(counts(&state), [(80, 20)]);
+    assert_eq!(new_ends(&state), 0);
+    // What was never written need not be deleted.
+    state.ledger.forget_before(Timestamp::from_nanos(u64::MAX));
+    assert_eq!(state.ledger.rows().forgotten_ends().len(), 2);
+}
+
 /// It says who has seen what was counted before: where nothing was, there is nothing to say, and nothing is lost.
 #[test]
 fn a_count_of_0_makes_no_observation() {

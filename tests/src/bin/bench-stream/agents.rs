@@ -22,7 +22,7 @@ use crate::{
 /// Batches that an agent has under way, as the real one.
 const IN_FLIGHT: u64 = 8;
 
-/// How many connect at a time: a node has an address of its own, here they all have one.
+/// How many connect at a time: a slow machine takes longer over all of them than each may take.
 const CONNECTING: usize = 100;
 
 /// How long the generator may take to answer.
