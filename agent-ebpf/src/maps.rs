@@ -82,10 +82,10 @@ pub(crate) static PEERS: HashMap<
 > = HashMap::new();
 
 /// SCTP socket and tag → the association that it is making. Written by the programs for packets, which remove what has come
-/// about or was refused; the agent removes what was never answered. As large as the map of flows; its memory is taken when it
-/// is needed, as in [`PEERS`]. When full, [`Loss::SctpCallsFull`] is counted.
+/// about or was refused; the agent removes what was never answered. A quarter as large as the map of flows, as few wait for an
+/// answer at a time; its memory is taken when it is needed, as in [`PEERS`]. When full, [`Loss::SctpCallsFull`] is counted.
 #[btf_map]
-pub(crate) static SCTP_CALLS: HashMap<CallKey, Call, FLOW_ENTRIES, { BPF_F_NO_PREALLOC as usize }> =
+pub(crate) static SCTP_CALLS: HashMap<CallKey, Call, 16_384, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
 /// 0 → `CLOCK_MONOTONIC` in nanoseconds until which a peer that is not in [`PEERS`] may have spoken before all the same: there was no

@@ -76,7 +76,7 @@ pub struct Args {
     pub hooks: Option<Hooks>,
 
     /// Distinct flows that the kernel holds between two drains; those that exceed it go through a ring buffer. There is room for
-    /// four times as many peers of UDP sockets, and for a quarter as many listeners.
+    /// four times as many peers of UDP sockets, and for a quarter as many listeners and SCTP calls.
     #[arg(long, env = "MICROSHIELD_MAP_ENTRIES", value_name = "N", default_value_t = MAP_ENTRIES, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub map_entries: u32,
 

@@ -136,7 +136,6 @@ pub(super) fn load(options: &Options) -> Result<Loaded, Error> {
         loader.map_max_entries(map, options.map_entries);
     }
     loader.map_max_entries(name::PEERS, peers::capacity(options.map_entries));
-    loader.map_max_entries(name::SCTP_CALLS, options.map_entries);
     let (open, connections) = match options.mode {
         Mode::Flows => (1, 4096),
         Mode::Connections => (options.map_entries, options.ring_bytes),
@@ -144,7 +143,9 @@ pub(super) fn load(options: &Options) -> Result<Loaded, Error> {
     loader
         .map_max_entries(name::OPEN, open)
         .map_max_entries(name::CONNECTIONS, connections);
-    loader.map_max_entries(name::LISTENERS, options.map_entries.div_ceil(4));
+    for map in [name::LISTENERS, name::SCTP_CALLS] {
+        loader.map_max_entries(map, options.map_entries.div_ceil(4));
+    }
     // Nobody is looked up there where a socket leads to its cgroup.
     let callers = if offsets.names_cgroup() {
         1
