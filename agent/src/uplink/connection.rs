@@ -97,9 +97,9 @@ pub(super) enum ConnectionError {
     /// The generator closed the connection.
     #[error("the generator closed the connection{0}")]
     Closed(String),
-    /// The generator's ledger is not the one that acknowledged earlier batches.
+    /// The generator's ledger is not the one that our numbers were given for.
     #[error("starting anew with this ledger")]
-    Forgotten,
+    Anew,
     /// Nothing was heard for too long.
     #[error("no answer in time")]
     Silent,

@@ -22,7 +22,7 @@ use tokio::{
 pub use self::{connection::Credentials, outbox::Leftover, url::GeneratorUrl};
 use self::{
     connection::{Connection, ConnectionError},
-    outbox::{Outbox, Sealed},
+    outbox::{Mismatch, Outbox, Sealed},
     spool::Spool,
 };
 use crate::{collector::Report, metrics::Meter};
@@ -142,10 +142,7 @@ impl Uplink {
     }
 
     async fn connect_and_stream(&mut self, url: &GeneratorUrl, backoff: &mut Backoff) -> Ended {
-        let (instance, resolve) = match self.outbox.identity() {
-            Ok(identity) => identity,
-            Err(error) => return error.into(),
-        };
+        let (instance, resolve) = self.outbox.identity();
         let hello = Hello {
             instance,
             node: self.config.node.clone(),
@@ -225,16 +222,23 @@ impl Uplink {
         last_sequence: u64,
         backoff: &mut Backoff,
     ) -> Result<Ended, Ended> {
-        if self.outbox.is_forgotten_by(last_sequence) {
-            // An older ledger was put back, or the ledger is another one. It would take our next number for a gap; as an
-            // instance that it does not know we may go on with any number, and nothing that is on its way can be counted
-            // twice, because all of it is newer than what that ledger has.
-            tracing::error!(
-                last_sequence,
-                "the generator has forgotten batches that it had acknowledged"
-            );
+        if let Some(mismatch) = self.outbox.mismatch(last_sequence) {
+            // It would take our next number for a gap, or for one that it knows; as an instance that it does not know we may go
+            // on with any number. Nothing that is on its way to a ledger that has forgotten can be counted twice, because all
+            // of it is newer than what that ledger has. Of an agent that was set back some of it may have been stored before:
+            // a few batches that count twice are better than edges that nobody has.
+            match mismatch {
+                Mismatch::Forgotten => tracing::error!(
+                    last_sequence,
+                    "the generator has forgotten batches that it had acknowledged"
+                ),
+                Mismatch::SetBack => tracing::error!(
+                    last_sequence,
+                    "the generator has batches that this agent has not sent: was its node put back to an earlier state?"
+                ),
+            }
             self.outbox.start_anew()?;
-            return Err(ConnectionError::Forgotten.into());
+            return Err(ConnectionError::Anew.into());
         }
         self.outbox.acknowledge(last_sequence)?;
         self.meter.connected.set(1);
@@ -250,7 +254,7 @@ impl Uplink {
                 connection.close().await;
                 return Ok(Ended::Done);
             }
-            if self.outbox.is_turn_of_another(instance)? {
+            if self.outbox.is_turn_of_another(instance) {
                 connection.close().await;
                 return Ok(Ended::NextInstance);
             }

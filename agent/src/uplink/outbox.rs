@@ -1,4 +1,9 @@
 //! What is to be sent, and what is sent but not acknowledged.
+//!
+//! With a spool each batch is in it before it is sent. A disk that takes no more, because it is full or has become
+//! read-only, is no reason to keep from a generator what it could have: then batches pass the spool by. Such a batch is lost
+//! with this process, as all are without a spool, and the next process begins under another instance, so its number is not
+//! given twice.
 
 use std::{collections::VecDeque, time::SystemTime};
 
@@ -52,7 +57,7 @@ enum Kept {
         resolve: Resolve,
         last_sequence: u64,
     },
-    /// Batches are made at once.
+    /// Batches are made at once. While the disk takes none they are made as in memory, under the spool's instance.
     Disk(Box<Spool>),
 }
 
@@ -63,6 +68,8 @@ pub(super) struct Sealed {
     /// In MessagePack.
     pub(super) message: Bytes,
     connections: u64,
+    /// Whether it is in the spool, too.
+    is_spooled: bool,
 }
 
 /// Why there is no next batch.
@@ -72,6 +79,16 @@ pub(super) enum OutboxError {
     Wire(#[from] WireError),
     #[error(transparent)]
     Spool(#[from] SpoolError),
+}
+
+/// How a ledger and an outbox differ on what was delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mismatch {
+    /// The ledger lacks batches that were acknowledged: an older one was put back, or it is another one.
+    Forgotten,
+    /// The ledger has numbers that were not given yet: this process was put back, as by a virtual machine's snapshot, and
+    /// gives them a second time. What bears one of them would be taken for known.
+    SetBack,
 }
 
 /// What an outbox had left in the end.
@@ -129,11 +146,11 @@ impl Outbox {
     }
 
     /// The instance whose batches come next, and who named them.
-    pub(super) fn identity(&mut self) -> Result<(String, Resolve), SpoolError> {
+    pub(super) fn identity(&mut self) -> (String, Resolve) {
         match &mut self.kept {
             Kept::Memory {
                 instance, resolve, ..
-            } => Ok((instance.clone(), *resolve)),
+            } => (instance.clone(), *resolve),
             Kept::Disk(spool) => spool.identity(),
         }
     }
@@ -226,7 +243,7 @@ impl Outbox {
             }
             if let Err(error) = appended {
                 if !self.failing {
-                    tracing::warn!(%error, "flows are kept in memory");
+                    tracing::warn!(%error, "flows are kept in memory, and sent from there: a restart loses what is not stored");
                 }
                 self.failing = true;
                 self.loose.unpack(batch);
@@ -243,33 +260,44 @@ impl Outbox {
         }
         self.spool();
         let sealed = match &mut self.kept {
-            Kept::Memory { last_sequence, .. } => {
-                let sequence = *last_sequence + 1;
-                let Some(Packed { entry, .. }) = self.pack()? else {
-                    return Ok(None);
-                };
-                if let Kept::Memory { last_sequence, .. } = &mut self.kept {
-                    *last_sequence = sequence;
-                }
-                Sealed {
-                    sequence,
-                    message: wire::with_sequence(&entry.message, sequence)?.into(),
-                    connections: entry.connections,
-                }
-            }
-            Kept::Disk(spool) => {
-                let Some(next) = spool.next()? else {
-                    return Ok(None);
-                };
-                Sealed {
+            Kept::Memory { .. } => self.seal_loose()?,
+            Kept::Disk(spool) => match spool.next() {
+                Ok(Some(next)) => Some(Sealed {
                     sequence: next.sequence,
                     message: wire::with_sequence(&next.entry.message, next.sequence)?.into(),
                     connections: next.entry.connections,
+                    is_spooled: true,
+                }),
+                // What cannot get into the spool need not wait for that.
+                Ok(None) | Err(_) if self.failing && spool.may_pass() => self.seal_loose()?,
+                next => {
+                    next?;
+                    None
                 }
-            }
+            },
         };
-        self.in_flight.push_back(sealed.clone());
-        Ok(Some(sealed))
+        self.in_flight.extend(sealed.clone());
+        Ok(sealed)
+    }
+
+    /// A batch of what is in none yet, kept in memory only.
+    fn seal_loose(&mut self) -> Result<Option<Sealed>, WireError> {
+        let Some(Packed { entry, .. }) = self.pack()? else {
+            return Ok(None);
+        };
+        let sequence = match &mut self.kept {
+            Kept::Memory { last_sequence, .. } => {
+                *last_sequence += 1;
+                *last_sequence
+            }
+            Kept::Disk(spool) => spool.pass(),
+        };
+        Ok(Some(Sealed {
+            sequence,
+            message: wire::with_sequence(&entry.message, sequence)?.into(),
+            connections: entry.connections,
+            is_spooled: false,
+        }))
     }
 
     /// Takes a batch out of what is in none yet; `None` if there is nothing.
@@ -302,11 +330,7 @@ impl Outbox {
 
     /// Gives the receipt back once nothing that was taken in can be lost with this process.
     fn settle(&mut self) {
-        let is_kept = match &self.kept {
-            Kept::Memory { .. } => self.in_flight.is_empty(),
-            Kept::Disk(_) => true,
-        };
-        if is_kept
+        if self.in_flight.iter().all(|batch| batch.is_spooled)
             && self.loose.is_empty()
             && let Some(receipt) = self.receipt.take()
         {
@@ -314,18 +338,34 @@ impl Outbox {
         }
     }
 
-    /// Whether a ledger that has the batches up to this number lacks some that were acknowledged.
-    pub(super) fn is_forgotten_by(&self, last_sequence: u64) -> bool {
-        let first = match &self.kept {
-            Kept::Memory { .. } => return last_sequence < self.acknowledged,
-            Kept::Disk(spool) => spool.first_unacknowledged(),
+    /// Why a ledger that has the batches up to this number is not the one that the numbers of the instance whose turn it is
+    /// were given for, if it is not.
+    pub(super) fn mismatch(&self, last_sequence: u64) -> Option<Mismatch> {
+        let (first, given) = match &self.kept {
+            Kept::Memory {
+                last_sequence: given,
+                ..
+            } => (None, Some(*given)),
+            Kept::Disk(spool) => {
+                let spooled = spool.first_unacknowledged();
+                // What has passed the spool by is under way, or was acknowledged.
+                let under_way = self.in_flight.front().map(|batch| batch.sequence);
+                let first = under_way.map_or(spooled, |under_way| under_way.min(spooled));
+                (Some(first), spool.last_given())
+            }
         };
         // As an instance that the ledger does not know we may go on with any number.
-        last_sequence < self.acknowledged
-            || (last_sequence > 0 && last_sequence.saturating_add(1) < first)
+        let is_gap = |first| last_sequence > 0 && last_sequence.saturating_add(1) < first;
+        if last_sequence < self.acknowledged || first.is_some_and(is_gap) {
+            Some(Mismatch::Forgotten)
+        } else {
+            let is_ahead = given.is_some_and(|given| last_sequence > given);
+            is_ahead.then_some(Mismatch::SetBack)
+        }
     }
 
-    /// Gives the instance whose turn it is another name, for a ledger that has forgotten what it had acknowledged.
+    /// Gives the instance whose turn it is another name, under which what is not acknowledged comes to the ledger as
+    /// something new.
     pub(super) fn start_anew(&mut self) -> Result<(), SpoolError> {
         self.acknowledged = 0;
         match &mut self.kept {
@@ -338,16 +378,16 @@ impl Outbox {
     }
 
     /// Whether nothing of this instance is left, but something of another.
-    pub(super) fn is_turn_of_another(&mut self, instance: &str) -> Result<bool, SpoolError> {
+    pub(super) fn is_turn_of_another(&mut self, instance: &str) -> bool {
         if !self.in_flight.is_empty() {
-            return Ok(false);
+            return false;
         }
-        let (next, _) = self.identity()?;
+        let (next, _) = self.identity();
         if next == instance {
-            return Ok(false);
+            return false;
         }
         self.acknowledged = 0;
-        Ok(true)
+        true
     }
 
     /// Replaces the first batch, which no generator will ever accept, by one that only says so under the same number.
@@ -391,15 +431,11 @@ impl Outbox {
     pub(super) fn close(&mut self) -> Leftover {
         self.spool();
         self.settle();
-        let lost = self.loose.connections();
+        let in_memory = self.in_flight.iter().filter(|batch| !batch.is_spooled);
+        let in_memory = in_memory.map(|batch| batch.connections);
+        let lost = in_memory.fold(self.loose.connections(), u64::saturating_add);
         match &mut self.kept {
-            Kept::Memory { .. } => {
-                let sealed = self.in_flight.iter().map(|batch| batch.connections);
-                Leftover {
-                    lost: lost.saturating_add(sealed.sum()),
-                    spooled: 0,
-                }
-            }
+            Kept::Memory { .. } => Leftover { lost, spooled: 0 },
             Kept::Disk(spool) => {
                 if let Err(error) = spool.sync() {
                     tracing::warn!(%error, "the spool may not survive a power failure");

@@ -75,6 +75,23 @@ impl Index {
         Some(Arc::clone(&node.node))
     }
 
+    /// Whether an address is this node's, or at least in its ranges of pods; `None` if the node is not known.
+    #[must_use]
+    pub fn is_of_node(&self, name: &str, address: IpAddr) -> Option<bool> {
+        let id = *self.node_ids.get(name)?;
+        let address = address.to_canonical();
+        let mut spans = self.addresses.of(&address).iter();
+        let is_own = spans.any(|span| span.owner == Owner::Node(id));
+        Some(is_own || self.pod_ranges.owner(address) == Some(id))
+    }
+
+    /// The service of this name, if it lives or ended less than [`RETENTION`](super::RETENTION) ago.
+    #[must_use]
+    pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<endpoint::Service>> {
+        let id = *self.namespaces.get(namespace)?.services.get(name)?;
+        Some(self.services.get(id)?.latest())
+    }
+
     /// What a client called at `at` on this address and port:
     ///
     /// 1. a service's cluster, external or load-balancer address and a port of the service: the service and its target

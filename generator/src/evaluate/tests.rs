@@ -378,7 +378,7 @@ proptest! {
                 notice.client == denied.client
                     && notice.server == denied.server
                     && (notice.protocol, notice.port) == (edge.protocol, edge.port)
-                    && matches!(notice.reason, Reason::Unlabelled | Reason::NoBackends | Reason::InvalidNamespace)
+                    && matches!(notice.reason, Reason::Stranger | Reason::Unlabelled | Reason::NoBackends | Reason::InvalidNamespace)
             });
             prop_assert!(is_noticed, "{denied:?}\n{edge:?}\n{:?}", synthesis.policies);
         }

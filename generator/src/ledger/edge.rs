@@ -33,6 +33,9 @@ pub struct Edge {
     pub last_seen: Timestamp,
     /// Who saw them.
     pub sources: BTreeSet<Source>,
+    /// Whether the observer's word of what a service of its ends selects is newer than that of all who say what stands here,
+    /// which are more.
+    pub is_disputed: bool,
 }
 
 impl Edge {
@@ -40,6 +43,16 @@ impl Edge {
     #[must_use]
     pub fn count(&self) -> u64 {
         self.seen_by_client.max(self.seen_by_server)
+    }
+
+    /// Whether only the agent of an end has seen it that could not tell whose end that is: a pod that was gone before anybody
+    /// told of it, or an address that nobody else has seen there. What it says would open the other end to an address by its
+    /// word alone.
+    #[must_use]
+    pub fn is_by_a_stranger(&self) -> bool {
+        let is_stranger = |end: &Endpoint| matches!(end, Endpoint::External(_));
+        is_stranger(&self.client) && self.seen_by_server == 0
+            || is_stranger(&self.server) && self.seen_by_client == 0
     }
 
     /// The addresses, client's and server's, that its connections may have carried: those of the newest, and where an end

@@ -37,13 +37,25 @@ const MAX_SERIALS: usize = 1 << 18;
 /// An end that was decoded once for all the batches that it is in: equal serials are equal ends.
 #[derive(Clone, Debug)]
 pub struct KnownEnd {
-    /// Given to no other end.
+    /// Given to no other end; 0 if it was given none.
     pub serial: u64,
     /// What it says.
     pub end: Arc<End>,
 }
 
 impl KnownEnd {
+    /// An end that was made of one that came with a batch. It is looked at in each batch anew: what it was made by changes.
+    #[must_use]
+    pub fn made(end: End) -> Self {
+        Self {
+            serial: Self::NONE,
+            end: Arc::new(end),
+        }
+    }
+
+    /// No serial: ends that came with batches begin with 1.
+    const NONE: u64 = 0;
+
     /// What it takes in memory, about, in bytes.
     #[must_use]
     pub fn weight(&self) -> usize {
@@ -92,6 +104,9 @@ impl Ends {
 
     /// The number of an end that came with a batch.
     pub(super) fn known(&mut self, known: &KnownEnd) -> EndId {
+        if known.serial == KnownEnd::NONE {
+            return self.intern(End::clone(&known.end));
+        }
         if let Some(&id) = self.by_serial.get(&known.serial) {
             return id;
         }

@@ -251,6 +251,7 @@ impl<'a> Join<'a> {
                 first_seen: client_side.edge.first_seen.min(server_side.edge.first_seen),
                 last_seen: client_side.edge.last_seen.max(server_side.edge.last_seen),
                 sources: &client_side.edge.sources | &server_side.edge.sources,
+                is_disputed: client_side.edge.is_disputed || server_side.edge.is_disputed,
             },
             client_node: client_side.client_node,
         };
@@ -301,9 +302,9 @@ impl<'a> Tally<'a> {
         let via = observation.names.via.map(|called| called.ip());
         Self {
             edge: Edge {
-                client: names.newest(&src.endpoint),
+                client: names.agreed(&src.endpoint),
                 client_address: src.address,
-                server: names.newest(&dst.endpoint),
+                server: names.agreed(&dst.endpoint),
                 server_address: if via == Some(dst.address) {
                     translated(&dst.endpoint, dst.address)
                 } else {
@@ -316,6 +317,9 @@ impl<'a> Tally<'a> {
                 first_seen: observation.first_seen,
                 last_seen: observation.last_seen,
                 sources: observation.sources.into(),
+                is_disputed: [src, dst]
+                    .iter()
+                    .any(|end| names.is_disputed(&end.endpoint, observation.last_seen)),
             },
             client_node: by_client.then_some(&*observation.names.hostname),
         }
@@ -343,6 +347,7 @@ impl<'a> Tally<'a> {
         known.first_seen = known.first_seen.min(new.first_seen);
         known.last_seen = known.last_seen.max(new.last_seen);
         known.sources.extend(new.sources);
+        known.is_disputed |= new.is_disputed;
         prefer(&mut known.client, new.client, newer);
         prefer(&mut known.server, new.server, newer);
         if newer {

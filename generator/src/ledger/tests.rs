@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::samples::{
-    address, any_records, bare, host_pod, ledger, node, pod, record, served, service,
+    address, any_records, bare, host_pod, labels, ledger, node, pod, record, served, service,
 };
 
 const TO_SERVER: Direction = Direction::Ingress;
@@ -53,6 +53,75 @@ fn both_sides_of_a_connection_are_one_edge() {
             "shop/web-node-1 -> shop/db-node-2:9104 0/1",
         ],
     );
+}
+
+/// What the service `shop/db` selects by the words of nodes, each with its second, and the ports of the edges on which a newer
+/// word is another.
+fn selector_by(words: &[(&str, &str, u64)]) -> (String, Vec<u16>) {
+    let records = (1..).zip(words).map(|(port, (node, app, second))| {
+        let mut told = (*service("shop", "db")).clone();
+        told.selector = labels(&[("app", app)]);
+        let Endpoint::Pod { pod, .. } = served("shop", "db", "node-2") else {
+            panic!("a pod is expected");
+        };
+        let db = Endpoint::Pod {
+            pod,
+            service: Some(Arc::new(told)),
+        };
+        let mut record = record(TO_SERVER, served("shop", "web", "node-1"), db, port, 1);
+        record.hostname = (*node).to_owned();
+        record.last_seen = Timestamp::from_nanos(second * 1_000_000_000);
+        record
+    });
+    let edges = ledger(records).edges();
+    let mut selectors = edges.iter().map(|edge| match &edge.server {
+        Endpoint::Pod {
+            service: Some(service),
+            ..
+        } => service.selector["app"].clone(),
+        other => panic!("{other}"),
+    });
+    let selector = selectors.next().unwrap();
+    assert!(selectors.all(|other| other == selector));
+    let disputed = edges.iter().filter(|edge| edge.is_disputed);
+    (selector, disputed.map(|edge| edge.port).collect())
+}
+
+#[test]
+fn a_service_selects_what_most_nodes_say() {
+    for (words, selector, disputed) in [
+        (&[("a", "db", 1)][..], "db", &[][..]),
+        // The newest word of one node, however often it is said, is that of one.
+        (
+            &[
+                ("a", "db", 1),
+                ("b", "db", 2),
+                ("c", "all", 9),
+                ("c", "all", 8),
+            ],
+            "db",
+            &[3, 4],
+        ),
+        // A change is followed when most have told of it, and as soon as all that speak have where they are few.
+        (
+            &[("a", "old", 1), ("b", "new", 2), ("c", "new", 3)],
+            "new",
+            &[],
+        ),
+        (
+            &[("a", "old", 1), ("b", "old", 2), ("c", "new", 3)],
+            "old",
+            &[3],
+        ),
+        (&[("a", "old", 1), ("b", "new", 3)], "new", &[]),
+        (&[("a", "old", 1), ("a", "new", 2)], "new", &[]),
+    ] {
+        assert_eq!(
+            selector_by(words),
+            (selector.to_owned(), disputed.to_vec()),
+            "{words:?}"
+        );
+    }
 }
 
 #[test]

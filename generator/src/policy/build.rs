@@ -154,7 +154,8 @@ impl Builder<'_> {
         }
         let ignores_node = self.options.own_node == OwnNode::Ignore;
         let own_node = (ignores_node && is_from_own_node(edge)).then_some(Reason::OwnNode);
-        if let Some(reason) = own_node.or(left_out) {
+        let stranger = edge.is_by_a_stranger().then_some(Reason::Stranger);
+        if let Some(reason) = own_node.or(stranger).or(left_out) {
             if own_node.is_some() || !self.is_allowed_query(index, edge) {
                 self.notices.insert(Notice::new(edge, reason));
             }
@@ -167,6 +168,9 @@ impl Builder<'_> {
         }
         if self.is_shared(index) {
             self.notices.insert(Notice::new(edge, Reason::Shared));
+        }
+        if edge.is_disputed {
+            self.notices.insert(Notice::new(edge, Reason::Disputed));
         }
     }
 

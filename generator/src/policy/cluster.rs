@@ -21,8 +21,14 @@ use super::{
 };
 use crate::{label_index::LabelIndex, ledger::Edge};
 
-/// For how long a workload may be unseen and still be taken to live: jobs run once a day, and clocks of nodes differ.
-const QUIET: Duration = Duration::from_secs(24 * 60 * 60);
+/// For how long a workload may be unseen and still be taken to live: some are used once a week, and clocks of nodes differ.
+const QUIET: Duration = Duration::from_secs(8 * 24 * 60 * 60);
+
+/// The kind of what rests between its runs, be it for a month: from when it was seen it is taken to live for as long as
+/// anything is known of it.
+const CRON_JOB: &str = "CronJob";
+
+const FOREVER: Timestamp = Timestamp::from_nanos(u64::MAX);
 
 /// The kind of what no controller made: each such pod is a workload of its own.
 const BARE: &str = "Pod";
@@ -41,7 +47,7 @@ struct Seen {
 struct Life {
     /// When the newest of them appeared.
     newest: Timestamp,
-    /// When any of them was there the last time.
+    /// Until when it is taken to have lived: when any of them was there the last time.
     last: Timestamp,
 }
 
@@ -128,13 +134,16 @@ impl<'a> Cluster<'a> {
     fn add_lives(&mut self) {
         let mut places = BTreeMap::<(WorkloadKey, Labels), usize>::new();
         for (pod, seen) in self.pods.values() {
-            let place = *places.entry(kin(pod)).or_insert(self.lives.len());
+            let kin = kin(pod);
+            let rests = kin.0.1 == CRON_JOB;
+            let place = *places.entry(kin).or_insert(self.lives.len());
             if place == self.lives.len() {
                 self.lives.push(Life::default());
             }
             let life = &mut self.lives[place];
             life.newest = seen.first.max(life.newest);
-            life.last = seen.last.max(life.last);
+            let last = if rests { FOREVER } else { seen.last };
+            life.last = last.max(life.last);
         }
         self.kin = self.by_number.iter().map(|pod| places[&kin(pod)]).collect();
     }

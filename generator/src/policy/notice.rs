@@ -42,6 +42,8 @@ pub enum Reason {
     NoBackends,
     /// The namespace's name is not one that Kubernetes accepts.
     InvalidNamespace,
+    /// Only the agent of one end has seen it, and it does not know whose end that is.
+    Stranger,
     /// Seen less often than was asked for.
     Rare,
     /// Not seen since the time that was asked for.
@@ -52,6 +54,8 @@ pub enum Reason {
     ByAddress,
     /// The pods of one end are selected by labels that pods of other workloads have too.
     Shared,
+    /// The service of one end selects something else by the word of most nodes than by the newest.
+    Disputed,
 }
 
 impl Notice {
@@ -81,11 +85,17 @@ impl fmt::Display for Reason {
                 "left out: the service has no selector, and its backends are not known"
             }
             Self::InvalidNamespace => "left out: not the name of a namespace",
+            Self::Stranger => {
+                "left out: only one end's agent saw it, and could not tell whose address its end has"
+            }
             Self::Rare => "left out: seen less often than --min-count asks for",
             Self::Old => "left out: not seen since the time that --since gives",
             Self::Ipv6 => "left out at one end: Weave NPC knows no IPv6",
             Self::Shared => {
                 "allowed for pods of other workloads too: no label tells them apart from the pods at one end"
+            }
+            Self::Disputed => {
+                "allowed by what most nodes say that a service selects, though the newest word is another"
             }
             Self::ByAddress => {
                 "allowed by address, which a restart changes: the pod has no label that outlives a rollout"

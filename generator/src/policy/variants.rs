@@ -6,10 +6,15 @@
 //! pod of another workload that the newest pods' own labels do not. Pods that are not selected in the end have their own
 //! labels as their selector.
 //!
+//! The newest labels may be fewer than those before: a pod may have been taken out of its service to be looked at, and is the
+//! newest until the one in its place has spoken. They do not stand for pods that could be told from other workloads by labels
+//! which they have lost.
+//!
 //! What tells releases of one workload apart does not tell workloads apart, and goes in any case: the pods of the next release
 //! would not be selected, and their traffic would be cut.
 
 use std::{
+    cell::RefCell,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
 };
@@ -54,40 +59,78 @@ impl Variants {
         let mut newest_first: Vec<(Labels, Timestamp)> = self.0.into_iter().collect();
         // The sort is stable: of those that appeared together the first by its labels comes first.
         newest_first.sort_by_key(|(_, appeared)| Reverse(*appeared));
-        let variants: Vec<Labels> = newest_first.into_iter().map(|(labels, _)| labels).collect();
-        let of_releases: BTreeSet<String> = variants
-            .windows(2)
-            .flat_map(|pair| of_releases(&pair[0], &pair[1]))
-            .collect();
-        let mut variants = variants.into_iter();
-        let mut common = variants.next().unwrap_or_default();
-        let mut of_all_releases = common.clone();
-        of_all_releases.retain(|key, _| !of_releases.contains(key));
-        if !of_all_releases.is_empty() {
-            common = of_all_releases;
+        let mut variants: Vec<Labels> =
+            newest_first.into_iter().map(|(labels, _)| labels).collect();
+        give_up_releases(&mut variants);
+        variants.dedup();
+        let Some(first) = variants.first() else {
+            return Labels::new();
+        };
+        if variants.len() == 1 || first.is_empty() {
+            return first.clone();
         }
-        // Counted once it is needed: most workloads have one variant only.
-        let mut known = None;
         // Workloads may have very many variants, which leave few different rests.
+        let counted = RefCell::new(BTreeMap::<Labels, usize>::new());
+        let strangers = |labels: &Labels| {
+            if let Some(&known) = counted.borrow().get(labels) {
+                return known;
+            }
+            let count = strangers(labels);
+            counted.borrow_mut().insert(labels.clone(), count);
+            count
+        };
+        // Of the variants that these labels select and that select fewer strangers the newest of those with the fewest.
+        let dragged_along = |labels: &Labels| {
+            let count = strangers(labels);
+            if count == 0 {
+                return None;
+            }
+            let selected = variants.iter().filter(|variant| selects(labels, variant));
+            let best = selected.min_by_key(|variant| strangers(variant))?;
+            (strangers(best) < count).then_some(best)
+        };
+        let mut lead = first;
+        while let Some(better) = dragged_along(lead) {
+            lead = better;
+        }
+        let known = strangers(lead);
+        let mut common = lead.clone();
         let mut tried = BTreeMap::<Labels, bool>::new();
-        for older in variants {
-            if selects(&common, &older) {
+        for other in &variants {
+            if selects(&common, other) {
                 continue;
             }
             let mut rest = common.clone();
-            rest.retain(|key, value| older.get(key) == Some(value));
+            rest.retain(|key, value| other.get(key) == Some(value));
             if rest.is_empty() {
                 continue;
             }
-            let known = *known.get_or_insert_with(|| strangers(&common));
-            let is_precise = *tried
-                .entry(rest.clone())
-                .or_insert_with_key(|rest| strangers(rest) <= known);
+            let is_precise = *tried.entry(rest.clone()).or_insert_with_key(|rest| {
+                strangers(rest) <= known && dragged_along(rest).is_none()
+            });
             if is_precise {
                 common = rest;
             }
         }
         common
+    }
+}
+
+/// Takes from variants, the newest first, the labels that tell releases apart; not from one that has no others.
+fn give_up_releases(variants: &mut [Labels]) {
+    let pairs = variants.windows(2);
+    let of_releases: BTreeSet<String> = pairs
+        .flat_map(|pair| of_releases(&pair[0], &pair[1]))
+        .collect();
+    if of_releases.is_empty() {
+        return;
+    }
+    for variant in variants {
+        let mut of_all_releases = variant.clone();
+        of_all_releases.retain(|key, _| !of_releases.contains(key));
+        if !of_all_releases.is_empty() {
+            *variant = of_all_releases;
+        }
     }
 }
 
@@ -157,6 +200,28 @@ mod tests {
         check(&[&[new], &[old]], &[new]);
         check(&[&[], &[old]], &[]);
         check(&[&[old], &[]], &[old]);
+    }
+
+    #[test]
+    fn the_newest_pods_do_not_stand_for_others_that_their_fewer_labels_select() {
+        let [old, new] = [("app", "web"), ("name", "web")];
+        let (team, tier) = (("team", "shop"), ("tier", "web"));
+        check(&[&[team], &[old, team]], &[old, team]);
+        check(&[&[team], &[old, team], &[old, team, new]], &[old, team]);
+        check(&[&[team], &[new, team], &[old, team]], &[new, team]);
+        // What they have left tells them from others, or those before had no more that does.
+        check(&[&[old], &[old, team]], &[old]);
+        check(&[&[team], &[team, tier]], &[team]);
+        // Nor does what two others have in common.
+        check(&[&[team, tier], &[old, team]], &[team, tier]);
+        check(
+            &[
+                &[team, ("version", "3")],
+                &[old, team, ("version", "3")],
+                &[old, team, ("version", "2")],
+            ],
+            &[old, team],
+        );
     }
 
     #[test]

@@ -1,11 +1,15 @@
-//! What a batch may say of time and place.
+//! What a batch may say of time and place, and of what the generator knows by itself.
 //!
 //! An agent's clock may be wrong, and an agent may be in the hands of an attacker. What it says of the future was seen when it
 //! arrived, at the latest. And where its token says on which node it is, it reports as that node, of that node's pods:
 //! what it says of other nodes' pods is not taken in, but counted as lost, so that an agent that errs is noticed and is not
 //! stopped by one flow for ever.
+//!
+//! Of a service that the generator knows it is itself that says what the service selects, and so it is with a node's
+//! addresses: one that is not this node's becomes that of nobody known, which those at the other end must have seen as well
+//! if it is to be in a rule.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use flow::{
     endpoint::Endpoint,
@@ -37,6 +41,9 @@ pub(super) struct Vetting<'a> {
 impl Vetting<'_> {
     pub(super) fn vet(&self, batch: &mut Packed<KnownEnd>) {
         self.limit_times(batch);
+        if let Some(index) = self.index {
+            correct_services(batch, index);
+        }
         if let Some(node) = self.node {
             self.confine(batch, node);
         }
@@ -65,14 +72,18 @@ impl Vetting<'_> {
             .iter()
             .map(|known| self.may_be_on(node, &known.end))
             .collect();
+        let strangers = self.strangers(&mut batch.ends, node);
         let mut lost = 0_u64;
         batch.flows.retain_mut(|flow| {
             flow.hostname = None;
             let observed = match flow.direction {
-                Direction::Egress => flow.src,
-                Direction::Ingress => flow.dst,
+                Direction::Egress => &mut flow.src,
+                Direction::Ingress => &mut flow.dst,
             };
-            let is_here = is_here[observed as usize];
+            let is_here = is_here[*observed as usize];
+            if let Some(stranger) = strangers.get(observed) {
+                *observed = *stranger;
+            }
             if !is_here {
                 lost = lost.saturating_add(flow.count);
             }
@@ -82,6 +93,31 @@ impl Vetting<'_> {
             let count = batch.losses.entry(OTHER_NODE.to_owned()).or_default();
             *count = count.saturating_add(lost);
         }
+    }
+
+    /// Of ends that are said to be in this node's network, at an address that is none of it as far as is known, the places of
+    /// ends that are nothing but that address; these are added. Whoever is at the other end names them so as well.
+    fn strangers(&self, ends: &mut Vec<KnownEnd>, node: &str) -> BTreeMap<u32, u32> {
+        let Some(index) = self.index else {
+            return BTreeMap::new();
+        };
+        let mut strangers = BTreeMap::new();
+        for place in 0..ends.len() {
+            let End { address, endpoint } = &*ends[place].end;
+            let is_in_its_network = match endpoint {
+                Endpoint::Node(_) => true,
+                Endpoint::Pod { pod, .. } => pod.host_network,
+                Endpoint::Service(_) | Endpoint::External(_) => false,
+            };
+            if is_in_its_network && index.is_of_node(node, *address) == Some(false) {
+                let endpoint = Endpoint::External(*address);
+                let address = *address;
+                // A batch has some thousand ends at the most.
+                strangers.insert(place as u32, ends.len() as u32);
+                ends.push(KnownEnd::made(End { address, endpoint }));
+            }
+        }
+        strangers
     }
 
     /// Whether an agent of this node may have observed this end. Not all topologies know on which node a pod is, and of a pod
@@ -98,6 +134,38 @@ impl Vetting<'_> {
             Endpoint::Service(_) => false,
             Endpoint::External(_) => true,
         }
+    }
+}
+
+/// Puts the services that are known in the place of what a batch says of them.
+fn correct_services(batch: &mut Packed<KnownEnd>, index: &Index) {
+    for known in &mut batch.ends {
+        let (Endpoint::Pod {
+            service: Some(said),
+            ..
+        }
+        | Endpoint::Service(said)) = &known.end.endpoint
+        else {
+            continue;
+        };
+        let Some(service) = index.service(&said.namespace, &said.name) else {
+            continue;
+        };
+        if (&said.selector, &said.backends) == (&service.selector, &service.backends) {
+            continue;
+        }
+        let service = Arc::clone(service);
+        let endpoint = match &known.end.endpoint {
+            Endpoint::Pod { pod, .. } => Endpoint::Pod {
+                pod: Arc::clone(pod),
+                service: Some(service),
+            },
+            _ => Endpoint::Service(service),
+        };
+        *known = KnownEnd::made(End {
+            address: known.end.address,
+            endpoint,
+        });
     }
 }
 

@@ -1,4 +1,4 @@
-//! A ledger on a file system that is full.
+//! A ledger, and an agent's spool, on a file system that is full.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -7,8 +7,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{
     crowd::Client,
-    programs::{export, generator},
-    truth::{Counts, record},
+    programs::{Feeder, export, generator},
+    truth::{self, Counts, record},
 };
 
 /// Enough for an empty ledger and its log, and for no more than some thousand edges.
@@ -69,6 +69,51 @@ pub(crate) fn run() -> Result<()> {
     program.terminate()?;
     let (ledger, said) = export(&data)?;
     same(&ledger, BATCHES).context("in the end")?;
+    ensure!(said.is_empty(), "{said}");
+    drop(disk);
+    Ok(())
+}
+
+/// A node whose disk is full has a generator that could have everything.
+pub(crate) fn run_of_an_agent() -> Result<()> {
+    const DRAINS: u64 = 20;
+    let (folder, data) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    mount(
+        Some("tmpfs"),
+        folder.path(),
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some(SMALL),
+    )?;
+    let disk = Disk(folder.path());
+    let filled = std::fs::write(folder.path().join("ballast"), vec![1; 1 << 20]);
+    let more = std::fs::write(folder.path().join("more"), [1]);
+    ensure!(filled.is_ok() && more.is_err(), "the disk is not full");
+
+    let token = data.path().join("token");
+    std::fs::write(&token, "secret")?;
+    let ledger = data.path().join("ledger");
+    let arguments = [
+        Path::new("--data-dir"),
+        &ledger,
+        Path::new("--token-file"),
+        &token,
+    ];
+    let arguments = arguments.map(|argument| argument.display().to_string());
+    let (program, address) = generator(&arguments.each_ref().map(String::as_str))?;
+    let (url, spool) = (
+        format!("ws://{address}/agents"),
+        folder.path().join("spool"),
+    );
+    let mut feeder = Feeder::start(&url, &spool, &token, Path::new(""))?;
+    for number in 1..=DRAINS {
+        feeder.feed(number)?;
+    }
+    let (taken, lost, spooled) = feeder.finish()?;
+    ensure!((lost, spooled) == (0, 0), "{lost} lost, {spooled} spooled");
+    program.terminate()?;
+    let (ledger, said) = export(&ledger)?;
+    truth::check(&ledger, &taken, DRAINS)?;
     ensure!(said.is_empty(), "{said}");
     drop(disk);
     Ok(())

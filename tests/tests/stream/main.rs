@@ -32,10 +32,15 @@ fn main() -> ExitCode {
         test("counts_are_exact_over_faults_and_kills", chaos::run),
         test("a_thousand_agents_are_served_alike", crowd::run),
         test("a_full_disk_loses_nothing", full_disk::run).with_ignored_flag(missing.is_some()),
+        test(
+            "a_full_disk_of_an_agent_holds_nothing_back",
+            full_disk::run_of_an_agent,
+        )
+        .with_ignored_flag(missing.is_some()),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);
     if let Some(reason) = missing {
-        eprintln!("1 test that mounts a small file system was SKIPPED: {reason}");
+        eprintln!("2 tests that mount a small file system were SKIPPED: {reason}");
     }
     conclusion.exit_code()
 }

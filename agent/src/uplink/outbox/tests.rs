@@ -285,7 +285,7 @@ fn a_loss_is_metered_once() {
         reports += 1;
     }
     assert_eq!(meter.lost("ring_full"), u64::from(reports) * 2);
-    outbox.identity().unwrap();
+    outbox.identity();
     let mut told = Losses::new();
     while let Some(sealed) = outbox.seal().unwrap() {
         let batch = batch(&sealed);
@@ -334,7 +334,103 @@ fn a_batch_that_is_given_up_keeps_its_number_and_becomes_a_loss() {
         sequence: 1,
         message: Bytes::from_static(b"?"),
         connections: 7,
+        is_spooled: false,
     };
     assert_eq!(outbox.give_up_first(), None);
     assert_eq!((meter.lost(BATCH_REFUSED), outbox.close().lost), (5, 7));
+}
+
+/// The ledger has more than was ever sent: what bears those numbers now is not what it has.
+#[test]
+fn numbers_that_a_ledger_has_already_are_not_given_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = || Spool::open(folder.path(), MIN_SPOOL_BYTES, Resolve::Both).unwrap();
+    for is_on_disk in [false, true] {
+        let disk = is_on_disk.then(spool);
+        let mut outbox = Outbox::new(Resolve::Both, disk, Meter::default());
+        outbox.add(report(0, vec![record(1, 5)]));
+        let (instance, _) = outbox.identity();
+        assert_eq!(outbox.seal().unwrap().unwrap().sequence, 1);
+        assert_eq!(outbox.mismatch(0), None);
+        assert_eq!(outbox.mismatch(1), None);
+        assert_eq!(outbox.mismatch(2), Some(Mismatch::SetBack));
+        outbox.start_anew().unwrap();
+        assert_ne!(outbox.identity().0, instance);
+        assert_eq!(outbox.mismatch(0), None);
+        let again = outbox.unacknowledged_after(0).unwrap();
+        assert_eq!(batch(&again).flows[0].count, 5);
+    }
+    // Of an earlier run's batches the disk may have fewer than were sent.
+    let mut outbox = Outbox::new(Resolve::Both, Some(spool()), Meter::default());
+    outbox.identity();
+    assert_eq!(outbox.mismatch(2), None);
+}
+
+/// A spool whose folder is gone takes no more than one on a full disk.
+#[test]
+fn what_the_disk_does_not_take_is_sent_from_memory() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("spool");
+    let spool = Spool::open(&folder, 1 << 20, Resolve::Both).unwrap();
+    let mut outbox = Outbox::new(Resolve::Both, Some(spool), Meter::default());
+    let seal = |outbox: &mut Outbox| {
+        let sealed = outbox.seal().unwrap();
+        sealed.map(|sealed| (sealed.sequence, batch(&sealed).flows[0].count))
+    };
+    outbox.add(report(0, vec![record(1, 1)]));
+    let (instance, _) = outbox.identity();
+    assert_eq!(seal(&mut outbox), Some((1, 1)));
+    outbox.acknowledge(1).unwrap();
+
+    std::fs::remove_dir_all(&folder).unwrap();
+    outbox.close();
+    for count in [2, 3] {
+        outbox.add(report(1, vec![record(1, count)]));
+        assert_eq!(seal(&mut outbox), Some((count, count)));
+        assert_eq!(seal(&mut outbox), None);
+    }
+    // It is nowhere else.
+    assert_eq!(outbox.close().lost, 5);
+    assert_eq!(outbox.mismatch(1), None);
+    assert_eq!(outbox.unacknowledged_after(1).unwrap().sequence, 2);
+    outbox.acknowledge(2).unwrap();
+    assert!(!outbox.is_turn_of_another(&instance));
+
+    // From here on it is in the spool again, under the same instance and without a gap.
+    std::fs::create_dir(&folder).unwrap();
+    outbox.add(report(2, vec![record(1, 4)]));
+    assert_eq!(
+        outbox.close(),
+        Leftover {
+            lost: 3,
+            spooled: 1
+        }
+    );
+    assert_eq!(seal(&mut outbox), Some((4, 4)));
+    outbox.acknowledge(4).unwrap();
+    assert!(outbox.is_empty());
+    assert!(!outbox.is_turn_of_another(&instance));
+}
+
+/// Those that wait in the spool have no numbers, and get none as long as it cannot be written to.
+#[test]
+fn what_waits_in_a_spool_that_cannot_be_written_to_holds_nothing_up() {
+    let parent = tempfile::tempdir().unwrap();
+    let (folder, away) = (parent.path().join("spool"), parent.path().join("away"));
+    let spool = Spool::open(&folder, 1 << 20, Resolve::Both).unwrap();
+    let mut outbox = Outbox::new(Resolve::Both, Some(spool), Meter::default());
+    outbox.add(report(0, vec![record(1, 1)]));
+    outbox.close();
+    std::fs::rename(&folder, &away).unwrap();
+    outbox.add(report(1, vec![record(1, 2)]));
+    let (instance, _) = outbox.identity();
+    let first = outbox.seal().unwrap().unwrap();
+    assert_eq!((first.sequence, batch(&first).flows[0].count), (1, 2));
+    assert!(outbox.seal().unwrap().is_none());
+
+    std::fs::rename(&away, &folder).unwrap();
+    outbox.acknowledge(1).unwrap();
+    assert!(!outbox.is_turn_of_another(&instance));
+    let waited = outbox.seal().unwrap().unwrap();
+    assert_eq!((waited.sequence, batch(&waited).flows[0].count), (2, 1));
 }

@@ -91,7 +91,7 @@ impl Spool {
 
     fn read_entries(&self, segment: &Segment) -> Result<Vec<Entry>, SpoolError> {
         let path = self.path(&segment.name);
-        let bytes = segment::read(&path).map_err(failed("read", &path))?;
+        let (bytes, _) = segment::read(&path).map_err(failed("read", &path))?;
         Ok(segment::parse(&bytes).map_or_else(Vec::new, |parsed| parsed.entries))
     }
 

@@ -45,8 +45,9 @@ const MERGE_AT_MOST: u64 = 4;
 /// The reason under which connections are counted that were dropped because the spool was full.
 const SPOOL_FULL: &str = "spool_full";
 
-/// The reason under which connections are counted that were in the part of a file which has become unreadable. Of a file that
-/// an earlier process left nobody knows how many they were: it counts as one.
+/// The reason under which connections are counted that were in the part of a file which has become unreadable: its bytes are
+/// not those that were written, or the disk does not give them back. Of a file that an earlier process left nobody knows how
+/// many they were: it counts as one.
 const SPOOL_CUT: &str = "spool_cut";
 
 /// Why the spool cannot be used.
@@ -86,6 +87,8 @@ pub struct Spool {
     /// Under which this process sends, and the last number that it has given.
     instance: String,
     last_sequence: u64,
+    /// The last number of this instance that was taken for sending.
+    taken: u64,
     /// The instance whose turn it is: only its batches are given out and acknowledged.
     turn: String,
     cursor: Option<Cursor>,
@@ -148,6 +151,7 @@ impl Spool {
             next_id: 0,
             instance: new_instance(),
             last_sequence: 0,
+            taken: 0,
             turn: String::new(),
             cursor: None,
             bytes: 0,
@@ -169,13 +173,13 @@ impl Spool {
     /// Takes a segment over from an earlier process. What is torn is cut off.
     fn load(&mut self, name: Name) -> Result<(), SpoolError> {
         let path = self.path(&name);
-        let bytes = segment::read(&path).map_err(failed("read", &path))?;
+        let (bytes, is_whole) = segment::read(&path).map_err(failed("read", &path))?;
         let Some(parsed) = parse(&bytes) else {
-            tracing::error!(path = %path.display(), "no segment of a spool: removed");
+            tracing::error!(path = %path.display(), "no segment of a spool, or none that can be read: removed");
             self.lose(SPOOL_CUT, 1);
             return self.remove_file(&name);
         };
-        if parsed.good_bytes < bytes.len() as u64 {
+        if !is_whole || parsed.good_bytes < bytes.len() as u64 {
             tracing::error!(
                 path = %path.display(),
                 at = parsed.good_bytes,
@@ -183,11 +187,11 @@ impl Spool {
                 "the end of a segment is torn: cut off"
             );
             self.lose(SPOOL_CUT, 1);
-            OpenOptions::new()
-                .write(true)
-                .open(&path)
-                .and_then(|file| file.set_len(parsed.good_bytes))
-                .map_err(failed("cut", &path))?;
+            let file = OpenOptions::new().write(true).open(&path);
+            // Nothing is appended to it, so what is behind the good bytes does no harm.
+            if let Err(error) = file.and_then(|file| file.set_len(parsed.good_bytes)) {
+                tracing::warn!(path = %path.display(), %error, "the end of a segment stays");
+            }
         }
         if parsed.entries.is_empty() {
             return self.remove_file(&name);
@@ -337,6 +341,12 @@ impl Spool {
         }
     }
 
+    /// The last number that was given, if the instance whose turn it is is this process's own. Of another's it is not known:
+    /// a power failure may have taken the end of a file that was sent.
+    pub(super) fn last_given(&self) -> Option<u64> {
+        (self.turn == self.instance).then_some(self.last_sequence)
+    }
+
     /// What was lost since this was last asked.
     pub(super) fn take_losses(&mut self) -> Lost {
         std::mem::take(&mut self.lost)
@@ -373,7 +383,10 @@ impl Spool {
 
     fn remove_file(&self, name: &Name) -> Result<(), SpoolError> {
         let path = self.path(name);
-        fs::remove_file(&path).map_err(failed("remove", &path))
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(failed("remove", &path)),
+        }
     }
 
     fn sync_directory(&self) -> Result<(), SpoolError> {

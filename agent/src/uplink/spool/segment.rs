@@ -1,4 +1,7 @@
 //! One file of the spool, on disk. What its bytes mean is in [`flow::segment`].
+//!
+//! What a disk does not give back is lost, and it is lost however often one asks. So a file that cannot be read ends where
+//! that begins, as one ends that is torn.
 
 use std::{
     fs::{File, OpenOptions},
@@ -37,30 +40,57 @@ pub(super) fn append(file: &File, end: u64, entry: &Entry) -> io::Result<()> {
     written
 }
 
-/// Reads a whole file.
-pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?
-        .take(MAX_FILE_BYTES)
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
+/// Opens a file for reading; `None` if there is none that could be read.
+///
+/// # Errors
+/// If that may be otherwise the next time.
+pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if is_final(&error) => {
+            say(&error);
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
-/// Reads the entry at `offset`; `None` if there is no whole one.
-pub(super) fn read_entry(file: &File, offset: u64) -> io::Result<Option<Entry>> {
-    let mut head = [0; ENTRY_HEADER_BYTES];
-    if !is_there(file.read_exact_at(&mut head, offset))? {
-        return Ok(None);
-    }
-    let Some(length) = message_bytes(&head) else {
-        return Ok(None);
+/// Reads a whole file, as far as it can be read, and says whether that was all of it.
+///
+/// # Errors
+/// If it cannot be opened, but may be the next time.
+pub(super) fn read(path: &Path) -> io::Result<(Vec<u8>, bool)> {
+    let mut bytes = Vec::new();
+    let Some(file) = open(path)? else {
+        return Ok((bytes, false));
     };
-    let mut message = vec![0; length];
-    let after = offset + ENTRY_HEADER_BYTES as u64;
-    if !is_there(file.read_exact_at(&mut message, after))? {
-        return Ok(None);
+    let read = file.take(MAX_FILE_BYTES).read_to_end(&mut bytes);
+    if let Err(error) = &read {
+        say(error);
     }
-    Ok(entry(&head, message))
+    Ok((bytes, read.is_ok()))
+}
+
+/// Reads the entry at `offset`; `None` if there is no whole one that can be read.
+pub(super) fn read_entry(file: &File, offset: u64) -> Option<Entry> {
+    let read = |bytes: &mut [u8], offset| match file.read_exact_at(bytes, offset) {
+        Ok(()) => true,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::UnexpectedEof {
+                say(&error);
+            }
+            false
+        }
+    };
+    let mut head = [0; ENTRY_HEADER_BYTES];
+    if !read(&mut head, offset) {
+        return None;
+    }
+    let mut message = vec![0; message_bytes(&head)?];
+    if !read(&mut message, offset + ENTRY_HEADER_BYTES as u64) {
+        return None;
+    }
+    entry(&head, message)
 }
 
 /// An entry's bytes. None is too long: batches are cut to what a peer accepts.
@@ -69,11 +99,14 @@ pub(super) fn to_bytes(entry: &Entry) -> io::Result<Vec<u8>> {
     bytes.ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
-/// Whether the file went so far.
-fn is_there(read: io::Result<()>) -> io::Result<bool> {
-    match read {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(error) => Err(error),
-    }
+/// Whether the file is gone, or the disk does not give it back: nothing that passes, as having too many files open does.
+fn is_final(error: &io::Error) -> bool {
+    const OF_THE_DISK: [i32; 3] = [libc::EIO, libc::EUCLEAN, libc::EBADMSG];
+    let is_of_the_disk = error.raw_os_error().map(|code| OF_THE_DISK.contains(&code));
+    error.kind() == io::ErrorKind::NotFound || is_of_the_disk == Some(true)
+}
+
+/// What it costs is said by who had it read.
+fn say(error: &io::Error) {
+    tracing::error!(%error, "a segment of the spool cannot be read");
 }

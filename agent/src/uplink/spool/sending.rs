@@ -22,28 +22,47 @@ pub(in crate::uplink) struct Numbered {
 #[derive(Debug)]
 pub(super) struct Cursor {
     pub(super) segment: u64,
-    file: File,
+    /// The file, and where the next entry is in it; absent if what comes before that cannot be read.
+    place: Option<(File, u64)>,
     entry: u64,
     /// Those of all entries before that one.
     connections: u64,
-    offset: u64,
 }
 
 impl Spool {
     /// The instance whose turn it is now that a connection is made, and who named its flows: to be said in the hello.
-    ///
-    /// # Errors
-    /// If batches cannot be given numbers.
-    pub(in crate::uplink) fn identity(&mut self) -> Result<(String, Resolve), SpoolError> {
+    pub(in crate::uplink) fn identity(&mut self) -> (String, Resolve) {
         let mut resolve = self.resolve;
         self.turn.clone_from(&self.instance);
         if !self.segments.is_empty() {
-            self.give_numbers(0)?;
-            let front = &self.segments[0];
-            resolve = front.resolve;
-            self.turn = instance_of(front).to_owned();
+            match self.give_numbers(0) {
+                Ok(()) => {
+                    let front = &self.segments[0];
+                    resolve = front.resolve;
+                    self.turn = instance_of(front).to_owned();
+                }
+                // It waits until the disk lets it have some; what passes the spool by does not wait for it.
+                Err(error) => tracing::debug!(%error, "batches in the spool get no numbers"),
+            }
         }
-        Ok((self.turn.clone(), resolve))
+        (self.turn.clone(), resolve)
+    }
+
+    /// Whether a batch may have the next number of this process's own instance without being in the spool: it is that one's
+    /// turn, and everything that has a smaller number was taken for sending.
+    pub(in crate::uplink) fn may_pass(&self) -> bool {
+        self.turn == self.instance && self.taken == self.last_sequence
+    }
+
+    /// The number of a batch that passes the spool by, as it [may](Self::may_pass).
+    pub(in crate::uplink) fn pass(&mut self) -> u64 {
+        // The place in a file says a batch's number, so what comes later goes into another one.
+        if let Err(error) = self.close_tail() {
+            tracing::debug!(%error, "a segment is closed");
+        }
+        self.last_sequence += 1;
+        self.taken = self.last_sequence;
+        self.last_sequence
     }
 
     /// The next batch of the instance whose turn it is; `None` if there is none at the moment.
@@ -63,10 +82,12 @@ impl Spool {
                 return Ok(None);
             }
             if cursor.entry < segment.entries {
-                let path = self.directory.join(segment.name.to_string());
-                let entry = segment::read_entry(&cursor.file, cursor.offset)
-                    .map_err(failed("read", &path))?;
-                let Some(entry) = entry else {
+                let read = cursor.place.as_mut().and_then(|(file, offset)| {
+                    let entry = segment::read_entry(file, *offset)?;
+                    *offset += entry.len();
+                    Some(entry)
+                });
+                let Some(entry) = read else {
                     let (entries, connections) = (cursor.entry, cursor.connections);
                     self.cut(position, entries, connections)?;
                     continue;
@@ -77,9 +98,11 @@ impl Spool {
                     .as_ref()
                     .map_or(1, |numbers| numbers.base);
                 let sequence = base + cursor.entry;
+                if self.turn == self.instance {
+                    self.taken = sequence;
+                }
                 cursor.entry += 1;
                 cursor.connections = cursor.connections.saturating_add(entry.connections);
-                cursor.offset += entry.len();
                 return Ok(Some(Numbered { sequence, entry }));
             }
             // On to the next segment, if it is the same instance's.
@@ -123,22 +146,21 @@ impl Spool {
     fn cursor_at(&self, position: usize) -> Result<Cursor, SpoolError> {
         let segment = &self.segments[position];
         let path = self.path(&segment.name);
-        let file = File::open(&path).map_err(failed("open", &path))?;
-        let mut offset = segment::HEADER_BYTES;
+        let file = segment::open(&path).map_err(failed("open", &path))?;
+        let mut place = file.map(|file| (file, segment::HEADER_BYTES));
         let mut connections = 0_u64;
         for _ in 0..segment.acknowledged {
-            let entry = segment::read_entry(&file, offset).map_err(failed("read", &path))?;
-            if let Some(entry) = entry {
-                offset += entry.len();
+            place = place.and_then(|(file, offset)| {
+                let entry = segment::read_entry(&file, offset)?;
                 connections = connections.saturating_add(entry.connections);
-            }
+                Some((file, offset + entry.len()))
+            });
         }
         Ok(Cursor {
             segment: segment.name.first,
-            file,
+            place,
             entry: segment.acknowledged,
             connections,
-            offset,
         })
     }
 
@@ -189,11 +211,10 @@ impl Spool {
         };
         let entries = segment.entries;
         self.rename(position, numbers)?;
-        self.sync_directory()?;
         if own {
             self.last_sequence += entries;
         }
-        Ok(())
+        self.sync_directory()
     }
 
     /// For a ledger that has forgotten what it had acknowledged: what the instance whose turn it is has left goes on under
@@ -202,7 +223,7 @@ impl Spool {
     /// # Errors
     /// If a file cannot be renamed.
     pub(in crate::uplink) fn start_anew(&mut self) -> Result<(), SpoolError> {
-        let (old, _) = self.identity()?;
+        let (old, _) = self.identity();
         let new = new_instance();
         for position in 0..self.segments.len() {
             let segment = &self.segments[position];

@@ -105,7 +105,7 @@ impl Ledger {
     /// Takes everything, over as many connections as it needs.
     fn drain(&mut self, spool: &mut Spool) {
         while spool.batches() > 0 {
-            let (instance, _) = spool.identity().unwrap();
+            let (instance, _) = spool.identity();
             spool.acknowledge(self.last(&instance)).unwrap();
             while let Some(next) = spool.next().unwrap() {
                 self.store(&instance, &next);
@@ -131,7 +131,7 @@ fn every_batch_arrives_once_over_crashes_of_either_side() {
                 }
                 // A connection, on which some is sent, less of it stored, and less of that acknowledged.
                 6..9 => {
-                    let (instance, _) = spool.identity().unwrap();
+                    let (instance, _) = spool.identity();
                     let known = ledger.last(&instance);
                     assert!(known + 1 >= spool.first_unacknowledged());
                     spool.acknowledge(known).unwrap();
@@ -311,7 +311,7 @@ fn what_may_have_been_sent_is_not_merged() {
         *truth.entry(port).or_default() += 1;
     }
     // Stored, and not acknowledged.
-    let (instance, _) = spool.identity().unwrap();
+    let (instance, _) = spool.identity();
     for _ in 0..50 {
         let next = spool.next().unwrap().unwrap();
         ledger.store(&instance, &next);
@@ -407,6 +407,98 @@ fn what_has_become_unreadable_when_it_is_sent_is_counted() {
     assert_eq!(lost, Losses::from([(SPOOL_CUT.to_owned(), 10)]));
 }
 
+/// Puts a file in the place of a segment that can be opened, but not read: every read of it is an input/output error.
+fn make_unreadable(path: &Path) {
+    let unreadable = Path::new("/proc/self/mem");
+    assert_eq!(
+        fs::read(unreadable).unwrap_err().raw_os_error(),
+        Some(libc::EIO)
+    );
+    fs::remove_file(path).unwrap();
+    std::os::unix::fs::symlink(unreadable, path).unwrap();
+}
+
+/// A full segment and one that is appended to, each with entries of one connection; returns how many the first has.
+fn two_segments(spool: &mut Spool) -> u64 {
+    while spool.segments.len() < 2 {
+        spool.append(&entry(1, 1)).unwrap();
+    }
+    spool.segments[0].connections
+}
+
+#[test]
+fn what_the_disk_does_not_give_back_when_it_is_sent_is_counted_and_holds_nothing_up() {
+    for is_gone in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spool = open(folder.path());
+        let first = two_segments(&mut spool);
+        spool.identity();
+        let path = spool.path(&spool.segments[0].name);
+        if is_gone {
+            fs::remove_file(&path).unwrap();
+        } else {
+            make_unreadable(&path);
+        }
+        let mut ledger = Ledger::default();
+        ledger.drain(&mut spool);
+        assert_eq!(ledger.counts, Counts::from([(1, 1)]));
+        let lost = spool.take_losses().here;
+        assert_eq!(lost, Losses::from([(SPOOL_CUT.to_owned(), first)]));
+    }
+}
+
+/// Where the first that is not acknowledged begins only those before it tell.
+#[test]
+fn what_comes_after_what_the_disk_does_not_give_back_is_not_mistaken() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    let first = two_segments(&mut spool);
+    spool.identity();
+    assert_eq!(spool.next().unwrap().unwrap().sequence, 1);
+    spool.acknowledge(1).unwrap();
+    spool.cursor = None;
+    make_unreadable(&spool.path(&spool.segments[0].name));
+    let next = spool.next().unwrap().unwrap();
+    assert_eq!((next.sequence, next.entry), (2, entry(1, 1)));
+    assert_eq!(spool.next().unwrap(), None);
+    let lost = spool.take_losses().here[SPOOL_CUT];
+    assert!((first - 1..=first).contains(&lost), "{lost} of {first}");
+}
+
+#[test]
+fn what_the_disk_does_not_give_back_when_it_is_merged_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    while spool.segments.len() < 4 {
+        spool.append(&entry(1, 1)).unwrap();
+    }
+    make_unreadable(&spool.path(&spool.segments[0].name));
+    let lost = spool.segments[0].connections;
+    assert!(spool.merge_oldest().unwrap());
+    assert_eq!(
+        spool.take_losses().here,
+        Losses::from([(SPOOL_CUT.to_owned(), lost)])
+    );
+}
+
+#[test]
+fn a_spool_is_opened_though_the_disk_does_not_give_all_of_it_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    two_segments(&mut spool);
+    let path = spool.path(&spool.segments[0].name);
+    drop(spool);
+    make_unreadable(&path);
+    let mut spool = open(folder.path());
+    let mut ledger = Ledger::default();
+    ledger.drain(&mut spool);
+    assert_eq!(ledger.counts, Counts::from([(1, 1)]));
+    // Nobody knows how many they were.
+    let lost = spool.take_losses().here;
+    assert_eq!(lost, Losses::from([(SPOOL_CUT.to_owned(), 1)]));
+    assert!(!fs::exists(&path).unwrap());
+}
+
 #[test]
 fn a_ledger_that_forgot_gets_the_rest_under_another_name() {
     let folder = tempfile::tempdir().unwrap();
@@ -415,13 +507,13 @@ fn a_ledger_that_forgot_gets_the_rest_under_another_name() {
     for port in 1..=20 {
         spool.append(&entry(port, 1)).unwrap();
     }
-    let (instance, _) = spool.identity().unwrap();
+    let (instance, _) = spool.identity();
     for _ in 0..10 {
         let next = spool.next().unwrap().unwrap();
         spool.acknowledge(next.sequence).unwrap();
     }
     spool.start_anew().unwrap();
-    assert_ne!(spool.identity().unwrap().0, instance);
+    assert_ne!(spool.identity().0, instance);
     assert_eq!(spool.first_unacknowledged(), 11);
     spool.append(&entry(30, 1)).unwrap();
     let mut ledger = Ledger::default();
@@ -439,12 +531,12 @@ fn batches_of_a_run_that_named_otherwise_are_said_to_be() {
     drop(spool);
     let mut spool = open(folder.path());
     spool.append(&entry(2, 1)).unwrap();
-    let (first, resolve) = spool.identity().unwrap();
+    let (first, resolve) = spool.identity();
     assert_eq!(resolve, Resolve::Local);
     assert_eq!(spool.next().unwrap().unwrap().entry, entry(1, 1));
     assert_eq!(spool.next().unwrap(), None);
     spool.acknowledge(1).unwrap();
-    let (second, resolve) = spool.identity().unwrap();
+    let (second, resolve) = spool.identity();
     assert_eq!(resolve, Resolve::Both);
     assert_ne!(first, second);
     assert_eq!(spool.next().unwrap().unwrap().entry, entry(2, 1));

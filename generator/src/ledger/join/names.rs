@@ -1,8 +1,13 @@
-//! The newest details of every pod and service.
+//! The details of every pod and service on which all edges agree.
 //!
 //! A pod may be relabelled while it is observed. Its edges must not disagree on its labels, so each gets the newest of those
 //! that the pod's own side said, and only where there are none the newest of all: nobody who calls a pod, or is called by it,
 //! may say which labels it has as long as its own node's agent does.
+//!
+//! A service is on no node, so everybody who speaks of it is heard, each with its newest word, and what it selects is what most
+//! nodes say: one of them cannot have all others' policies select what it likes. Where as many say one thing as another it is
+//! the newest of both. A change is followed as soon as most of those have spoken that speak of the service; until then an edge
+//! whose own word is newer than the one that stands is [disputed](crate::ledger::Edge::is_disputed).
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -10,7 +15,7 @@ use std::{
 };
 
 use flow::{
-    endpoint::{Endpoint, Pod, Service},
+    endpoint::{Endpoint, Labels, Pod, Service},
     observations::PodId,
     record::Direction,
     time::Timestamp,
@@ -18,7 +23,7 @@ use flow::{
 
 use super::Sighting;
 
-/// Who said it, and when. What is greater counts.
+/// Who said it of a pod, and when. What is greater counts.
 type Word = (Side, Timestamp);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,22 +33,23 @@ enum Side {
     Own,
 }
 
-type Best<T> = (Word, Arc<T>);
-
 pub(super) struct Names<'a> {
-    pods: BTreeMap<PodId, Best<Pod>>,
-    /// A service is on no node, so the side does not matter.
-    services: BTreeMap<(&'a str, &'a str), Best<Service>>,
+    pods: BTreeMap<PodId, (Word, Arc<Pod>)>,
+    services: BTreeMap<(&'a str, &'a str), Told<'a>>,
 }
+
+/// What was said of a service, and when.
+type Told<'a> = (Timestamp, &'a Arc<Service>);
+
+/// Of each service what each node said last.
+type Hearing<'a> = BTreeMap<(&'a str, &'a str), BTreeMap<&'a str, Told<'a>>>;
 
 impl<'a> Names<'a> {
     /// The sightings must come in an order that does not depend on when they were observed: it decides between equally old
     /// details.
     pub(super) fn new(sightings: &[Sighting<'a>]) -> Self {
-        let mut names = Self {
-            pods: BTreeMap::new(),
-            services: BTreeMap::new(),
-        };
+        let mut pods = BTreeMap::new();
+        let mut hearing = Hearing::new();
         for sighting in sightings {
             let last_seen = sighting.observation.last_seen;
             let (client, server) = match sighting.observation.key.direction {
@@ -54,59 +60,101 @@ impl<'a> Names<'a> {
                 (&sighting.src.endpoint, client),
                 (&sighting.dst.endpoint, server),
             ] {
-                match endpoint {
-                    Endpoint::Pod { pod, service } => {
-                        keep(names.pods.entry(PodId::of(pod)), (side, last_seen), pod);
-                        if let Some(service) = service {
-                            names.add_service(last_seen, service);
-                        }
-                    }
-                    Endpoint::Service(service) => names.add_service(last_seen, service),
-                    Endpoint::Node(_) | Endpoint::External(_) => {}
+                if let Endpoint::Pod { pod, .. } = endpoint {
+                    keep(
+                        pods.entry(PodId::of(pod)),
+                        (side, last_seen),
+                        Arc::clone(pod),
+                    );
+                }
+                if let Some(service) = named_service(endpoint) {
+                    let of_service = hearing
+                        .entry((service.namespace.as_str(), service.name.as_str()))
+                        .or_default();
+                    let node = &*sighting.observation.names.hostname;
+                    keep(of_service.entry(node), last_seen, service);
                 }
             }
         }
-        names
+        let services = hearing
+            .into_iter()
+            .filter_map(|(name, words)| Some((name, prevailing(words.into_values())?)));
+        Self {
+            pods,
+            services: services.collect(),
+        }
     }
 
-    /// The endpoint with the newest details of the pod and the service that it names.
-    pub(super) fn newest(&self, endpoint: &Endpoint) -> Endpoint {
+    /// The endpoint with the details of the pod and the service that it names on which all agree.
+    pub(super) fn agreed(&self, endpoint: &Endpoint) -> Endpoint {
         match endpoint {
             Endpoint::Pod { pod, service } => Endpoint::Pod {
                 pod: match self.pods.get(&PodId::of(pod)) {
                     Some((_, newest)) => Arc::clone(newest),
                     None => Arc::clone(pod),
                 },
-                service: service.as_ref().map(|service| self.newest_service(service)),
+                service: service.as_ref().map(|service| self.agreed_service(service)),
             },
-            Endpoint::Service(service) => Endpoint::Service(self.newest_service(service)),
+            Endpoint::Service(service) => Endpoint::Service(self.agreed_service(service)),
             Endpoint::Node(_) | Endpoint::External(_) => endpoint.clone(),
         }
     }
 
-    fn newest_service(&self, service: &Arc<Service>) -> Arc<Service> {
-        match self
-            .services
-            .get(&(service.namespace.as_str(), service.name.as_str()))
-        {
-            Some((_, newest)) => Arc::clone(newest),
-            None => Arc::clone(service),
-        }
+    /// Whether the service that this endpoint names, at this time, was said to select something else than what stands, and
+    /// later than that.
+    pub(super) fn is_disputed(&self, endpoint: &Endpoint, time: Timestamp) -> bool {
+        named_service(endpoint).is_some_and(|said| {
+            self.told_of(said).is_some_and(|(told, stands)| {
+                !Arc::ptr_eq(stands, said) && stands.selector != said.selector && time > told
+            })
+        })
     }
 
-    fn add_service(&mut self, time: Timestamp, service: &'a Arc<Service>) {
-        keep(
-            self.services
-                .entry((service.namespace.as_str(), service.name.as_str())),
-            (Side::Other, time),
-            service,
-        );
+    fn agreed_service(&self, service: &Arc<Service>) -> Arc<Service> {
+        let told = self.told_of(service);
+        Arc::clone(told.map_or(service, |(_, stands)| stands))
+    }
+
+    fn told_of(&self, service: &Service) -> Option<Told<'a>> {
+        let name = (service.namespace.as_str(), service.name.as_str());
+        self.services.get(&name).copied()
     }
 }
 
-fn keep<K: Ord, T>(entry: Entry<'_, K, Best<T>>, word: Word, details: &Arc<T>) {
-    let best = entry.or_insert_with(|| (word, Arc::clone(details)));
-    if best.0 < word {
-        *best = (word, Arc::clone(details));
+fn named_service(endpoint: &Endpoint) -> Option<&Arc<Service>> {
+    match endpoint {
+        Endpoint::Pod { service, .. } => service.as_ref(),
+        Endpoint::Service(service) => Some(service),
+        Endpoint::Node(_) | Endpoint::External(_) => None,
+    }
+}
+
+/// Of the nodes' words on one service the newest of those that name the selector which most of them name.
+fn prevailing<'a>(words: impl Iterator<Item = Told<'a>>) -> Option<Told<'a>> {
+    let mut by_selector = BTreeMap::<&Labels, (usize, Told<'a>)>::new();
+    for word in words {
+        let (nodes, newest) = by_selector.entry(&word.1.selector).or_insert((0, word));
+        *nodes += 1;
+        if newest.0 < word.0 {
+            *newest = word;
+        }
+    }
+    let most = by_selector
+        .into_values()
+        .max_by_key(|(nodes, (time, _))| (*nodes, *time));
+    most.map(|(_, newest)| newest)
+}
+
+/// Keeps what is greater, of equals the first.
+fn keep<K: Ord, W: Ord, T>(entry: Entry<'_, K, (W, T)>, word: W, details: T) {
+    match entry {
+        Entry::Vacant(entry) => {
+            entry.insert((word, details));
+        }
+        Entry::Occupied(mut entry) => {
+            if entry.get().0 < word {
+                entry.insert((word, details));
+            }
+        }
     }
 }

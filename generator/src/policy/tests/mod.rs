@@ -10,7 +10,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use flow::{
     endpoint::{Endpoint, Labels, Pod, Workload},
-    record::{Direction::Ingress, FlowRecord, Protocol},
+    record::{
+        Direction::{Egress, Ingress},
+        FlowRecord, Protocol,
+    },
     time::Timestamp,
 };
 use k8s_openapi::{
@@ -326,14 +329,32 @@ fn a_workload_that_has_gone_is_not_told_apart_from_the_one_in_its_place() {
             "policy-shop-web > {shop}{app=db} 3306/TCP",
         ],
     );
-    // One that lives, or was there within a day, is.
-    for gone in [19, 22] {
-        let edges = ledger(records(gone)).edges();
+    let told_apart = |records: Vec<FlowRecord>| {
+        let edges = ledger(records).edges();
         let synthesis = synthesise(&edges, &options("shop", Granularity::Service));
         let lines: Vec<String> = synthesis.policies.iter().flat_map(describe).collect();
         let selector = "policy-shop-web {app=web,tier=front}".to_owned();
         assert!(lines.contains(&selector), "{lines:?}");
+    };
+    // One that lives, or was there within a week, is.
+    for gone in [13, 22] {
+        told_apart(records(gone).into());
     }
+    // And what runs now and then, whenever that was.
+    let mut records = records(2);
+    records[0] = run_of_cron_job("web", &[app, back], (1, 2));
+    told_apart(records.into());
+}
+
+fn run_of_cron_job(name: &str, pairs: &[(&str, &str)], days: (u64, u64)) -> FlowRecord {
+    let mut record = call_in_days(name, pairs, days);
+    if let Endpoint::Pod { pod, .. } = &mut record.src {
+        Arc::make_mut(pod).workload = Some(Arc::new(Workload {
+            kind: "CronJob".to_owned(),
+            name: name.to_owned(),
+        }));
+    }
+    record
 }
 
 #[test]
@@ -371,12 +392,15 @@ fn labels_of_what_has_gone_or_has_no_controller_are_not_shared() {
         synthesise(&edges, &options("shop", Granularity::Service)).notices
     };
     assert_eq!(notices(&[runner("a"), runner("b")]), []);
-    let new = call_in_days("shop-web", &app, (7, 9));
-    assert_eq!(
-        notices(&[call_in_days("web", &app, (1, 5)), new.clone()]),
-        []
-    );
-    assert_eq!(notices(&[call_in_days("web", &app, (1, 6)), new]).len(), 2);
+    let new = call_in_days("shop-web", &app, (14, 16));
+    let old = [
+        (call_in_days("web", &app, (1, 5)), 0),
+        (call_in_days("web", &app, (1, 6)), 2),
+        (run_of_cron_job("web", &app, (1, 2)), 2),
+    ];
+    for (old, expected) in old {
+        assert_eq!(notices(&[old, new.clone()]).len(), expected);
+    }
 }
 
 #[test]
@@ -476,6 +500,39 @@ fn the_own_node_needs_no_rule_and_other_addresses_are_exact() {
             "policy-db < fd00::1/128 8080/TCP",
         ],
     );
+}
+
+#[test]
+fn nobody_is_let_in_by_the_word_of_one_who_cannot_say_who_it_is() {
+    let outside = || Endpoint::External(address("203.0.113.9"));
+    check(
+        [
+            record(Egress, outside(), db(), 3306, 1),
+            record(Ingress, web(), outside(), 443, 1),
+        ],
+        &[
+            "Stranger: 203.0.113.9 -> shop/db-node-2:3306",
+            "Stranger: shop/web-node-1 -> 203.0.113.9:443",
+        ],
+    );
+    // What the other end's agent saw is a rule, whoever saw it besides.
+    check(
+        [
+            record(Egress, outside(), db(), 3306, 2),
+            record(Ingress, outside(), db(), 3306, 1),
+            record(Egress, web(), outside(), 443, 1),
+        ],
+        &[
+            "policy-db {app=db}",
+            "policy-db < 203.0.113.9/32 3306/TCP",
+            "policy-web {app=web}",
+            "policy-web > 203.0.113.9/32 443/TCP",
+        ],
+    );
+    // Those who are known are believed: what is said of a node is said of it, and what its pods say is theirs.
+    let of_node = record(Egress, node("node-1"), db(), 3306, 1);
+    let rule = format!("policy-db < {}/32 3306/TCP", of_node.tuple.src_addr);
+    check([of_node], &["policy-db {app=db}", &rule]);
 }
 
 #[test]

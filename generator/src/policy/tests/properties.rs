@@ -199,6 +199,7 @@ fn is_wanted(edge: &Edge, edges: &[Edge], options: &Options) -> bool {
     let is_ignored = options.own_node == OwnNode::Ignore && is_from_own_node(edge);
     let has_ipv6 = edge.client_address.is_ipv6() || edge.server_address.is_ipv6();
     !is_ignored
+        && !edge.is_by_a_stranger()
         && edge.count() >= options.min_count
         && edge.last_seen >= since
         && !(has_ipv6 && options.enforcer == Enforcer::WeaveNpc)

@@ -33,6 +33,65 @@ fn pod(uid: &str, node: Value) -> Value {
     json!({"address": "10.0.0.1", "pod": {"id": uid, "namespace": "shop", "name": uid, "node": node}})
 }
 
+/// A service whose object is known, with other details than an agent's.
+fn known_service() -> flow::topology::Service {
+    flow::topology::Service {
+        identity: Arc::new(flow::endpoint::Service {
+            uid: "s".to_owned(),
+            labels: flow::endpoint::Labels::new(),
+            namespace: "shop".to_owned(),
+            name: "db".to_owned(),
+            selector: [("app".to_owned(), "db".to_owned())].into(),
+            backends: Vec::new(),
+        }),
+        cluster_addresses: Vec::new(),
+        external_addresses: Vec::new(),
+        ports: Vec::new(),
+        created: None,
+    }
+}
+
+#[test]
+fn a_service_that_is_known_selects_what_its_object_says() {
+    let mut index = index();
+    let object = Object::Service(known_service());
+    index.apply(Change::Upsert(object), second(1));
+    let service = |name: &str, selector: &str| json!({"id": "s", "namespace": "shop", "name": name, "selector": selector});
+    let mut told = pod("web", json!("node-1"));
+    told["service"] = service("db", "team=shop");
+    let ends = json!([
+        told,
+        {"address": "10.9.0.1", "service": service("db", "team=shop")},
+        {"address": "10.9.0.1", "service": service("db", "app=db")},
+        {"address": "10.9.0.2", "service": service("other", "team=shop")},
+    ]);
+    let mut batch = batch(ends, json!([]));
+    Vetting {
+        now: second(1_001),
+        node: None,
+        index: Some(&index),
+    }
+    .vet(&mut batch);
+    let told: Vec<(u64, String)> = batch
+        .ends
+        .iter()
+        .map(|known| match &known.end.endpoint {
+            Endpoint::Pod {
+                service: Some(service),
+                ..
+            }
+            | Endpoint::Service(service) => (known.serial, format!("{:?}", service.selector)),
+            other => panic!("{other}"),
+        })
+        .collect();
+    let (db, team) = (r#"{"app": "db"}"#, r#"{"team": "shop"}"#);
+    let expected = [(0, db), (0, db), (3, db), (4, team)];
+    assert_eq!(
+        told,
+        expected.map(|(serial, text)| (serial, text.to_owned()))
+    );
+}
+
 /// Knows one pod, which is on the second node.
 fn index() -> Index {
     let mut index = Index::default();
@@ -105,6 +164,72 @@ fn an_agent_reports_of_its_own_node() {
         );
         assert_eq!(is_taken(&end, Some("node-1"), Some(&index)), with, "{end}");
     }
+}
+
+/// An address that is none of the node's is nobody's that is known; what others are said to be at is not looked at.
+#[test]
+fn an_agent_does_not_lend_its_node_an_address() {
+    let mut index = index();
+    let node = flow::topology::Node {
+        identity: Arc::new(flow::endpoint::Node {
+            name: "node-1".to_owned(),
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+        }),
+        interfaces: Vec::new(),
+        pod_cidrs: vec!["10.1.1.0/24".parse().unwrap()],
+        created: None,
+    };
+    index.apply(Change::Upsert(Object::Node(node)), second(1));
+    let on_node = |address: &str| json!({"address": address, "node": {"name": "node-1"}});
+    let mut host_pod = pod("web", json!("node-1"));
+    host_pod["pod"]["host_network"] = json!(true);
+    host_pod["address"] = json!("203.0.113.9");
+    let ends = json!([
+        on_node("192.0.2.1"),
+        on_node("10.1.1.1"),
+        on_node("203.0.113.9"),
+        host_pod,
+        pod("web", json!("node-1")),
+    ]);
+    let flows: Vec<Value> = (0..5)
+        .map(|end| json!({"src": end, "dst": 2, "direction": "egress", "port": 80, "last_seen": 1000.5}))
+        .chain([json!({"src": 4, "dst": 3, "direction": "ingress", "port": 80, "last_seen": 1000.5})])
+        .collect();
+    let pairs = |node, index| {
+        let mut batch = batch(ends.clone(), json!(flows));
+        Vetting {
+            now: second(1_001),
+            node,
+            index,
+        }
+        .vet(&mut batch);
+        let name = |place: u32| batch.ends[place as usize].end.endpoint.to_string();
+        let flows = batch.flows.iter();
+        flows
+            .map(|flow| format!("{} {}", name(flow.src), name(flow.dst)))
+            .collect::<Vec<String>>()
+    };
+    let as_told = [
+        "node node-1 node node-1",
+        "node node-1 node node-1",
+        "node node-1 node node-1",
+        "shop/web node node-1",
+        "shop/web node node-1",
+        "shop/web shop/web",
+    ];
+    assert_eq!(pairs(None, Some(&index)), as_told);
+    assert_eq!(pairs(Some("node-1"), None), as_told);
+    assert_eq!(
+        pairs(Some("node-1"), Some(&index)),
+        [
+            "node node-1 node node-1",
+            "node node-1 node node-1",
+            "203.0.113.9 node node-1",
+            "203.0.113.9 node node-1",
+            "shop/web node node-1",
+            "shop/web 203.0.113.9",
+        ]
+    );
 }
 
 #[test]
