@@ -61,6 +61,24 @@ impl Loss {
         Self::UdpDirectionGuessed,
     ];
 
+    /// Whether each is a TCP connection that was not counted. Of what the others are about something is not known, or it is
+    /// counted all the same, or it is a datagram.
+    #[must_use]
+    pub const fn is_connection(self) -> bool {
+        !matches!(
+            self,
+            Self::ConnectOwnersFull
+                | Self::ListenersFull
+                | Self::UdpPeersFull
+                | Self::UdpNamesFull
+                | Self::ConnectionsAdded
+                | Self::ClosesLost
+                | Self::OpenFull
+                | Self::WitnessedFull
+                | Self::SctpCallsFull
+        )
+    }
+
     /// The reason's name in batches, logs and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {

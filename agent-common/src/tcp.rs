@@ -40,6 +40,9 @@ pub enum Transition {
     Answered,
     /// Such a handshake came to nothing.
     Unanswered,
+    /// A process closed the socket before such a handshake was completed: a server that has served already, which TCP fast open
+    /// lets it do (RFC 7413), or a caller that gives up.
+    ClosedEarly,
     /// A connection that had come about has ended.
     Ended,
 }
@@ -58,7 +61,8 @@ pub const fn classify(old: i32, new: i32) -> Option<Transition> {
         (LISTEN, CLOSE) => Some(Transition::ListenEnded),
         (SYN_SENT, SYN_RECV) => Some(Transition::Crossed),
         (SYN_RECV, ESTABLISHED) => Some(Transition::Answered),
-        (SYN_RECV, CLOSE | FIN_WAIT1) => Some(Transition::Unanswered),
+        (SYN_RECV, CLOSE) => Some(Transition::Unanswered),
+        (SYN_RECV, FIN_WAIT1) => Some(Transition::ClosedEarly),
         _ => None,
     }
 }
@@ -86,9 +90,9 @@ mod tests {
 
     #[test]
     fn each_connection_has_one_meaning_at_each_end() {
-        // The life of a client's socket, of a refused one, of a listener, of an accepted socket, and of two that call each
-        // other.
-        let lives: [(&[i32], &[Transition]); 5] = [
+        // The life of a client's socket, of a refused one, of a listener, of an accepted socket, of one whose server was done
+        // before the handshake was (`tcp_close`), and of two that call each other.
+        let lives: [(&[i32], &[Transition]); 6] = [
             (
                 &[CLOSE, SYN_SENT, ESTABLISHED, FIN_WAIT1, 5, CLOSE],
                 &[Transition::ConnectStarted, Transition::Connected],
@@ -104,6 +108,10 @@ mod tests {
             (
                 &[LISTEN, SYN_RECV, ESTABLISHED, 8, 9, CLOSE],
                 &[Transition::Answered],
+            ),
+            (
+                &[LISTEN, SYN_RECV, FIN_WAIT1, 5, CLOSE],
+                &[Transition::ClosedEarly],
             ),
             (
                 &[CLOSE, SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT1, 11, CLOSE],

@@ -48,6 +48,11 @@ pub mod kind {
     pub const ACCEPTED: u8 = 2;
 }
 
+/// The IP protocol number of TCP.
+pub const IPPROTO_TCP: u8 = 6;
+/// The IP protocol number of UDP.
+pub const IPPROTO_UDP: u8 = 17;
+
 /// The key of a flow: everything about a connection that matters to a policy. The client's ephemeral port is no part of
 /// it, so ten thousand equal connections are one entry.
 #[repr(C)]
@@ -93,7 +98,7 @@ pub struct FlowValue {
 pub struct FlowEvent {
     /// Its key.
     pub key: FlowKey,
-    /// Its value, with a count of 1.
+    /// Its value, with a count of 1, or of 0 if it says whose connect is under way.
     pub value: FlowValue,
 }
 
@@ -155,7 +160,8 @@ pub struct ConnectionEvent {
 pub struct Owner {
     /// Id of the process's cgroup in the v2 hierarchy.
     pub cgroup: u64,
-    /// The socket's address in the kernel: tells listeners apart that follow each other on one port.
+    /// The socket's address in the kernel: tells listeners apart that follow each other on one port. 0 for a listener that
+    /// `/proc` has told of.
     pub socket: u64,
     /// Process id (thread group, initial pid namespace).
     pub pid: u32,

@@ -1,5 +1,6 @@
 //! TCP connections, by the state changes of their sockets.
 
+pub(crate) use agent_common::types::IPPROTO_TCP;
 use agent_common::{
     address::Address,
     loss::Loss,
@@ -25,9 +26,6 @@ use crate::{
     socket::{Ends, RecordedSocket, Socket, TypedSocket},
 };
 
-/// `IPPROTO_TCP`. The tracepoint also fires for SCTP, and for MPTCP (262), whose subflows are TCP sockets that report
-/// themselves.
-pub(crate) const IPPROTO_TCP: u8 = 6;
 const TCP: u16 = IPPROTO_TCP as u16;
 const SCTP: u16 = IPPROTO_SCTP as u16;
 
@@ -135,6 +133,7 @@ fn observe<const APART: bool>(socket: &impl Socket, transition: Transition) {
             socket.keep_owner(&mut current_owner(socket.id()));
             return;
         }
+        // MPTCP (262) among them, whose subflows are TCP sockets that report themselves.
         _ => return,
     }
     match transition {
@@ -144,20 +143,29 @@ fn observe<const APART: bool>(socket: &impl Socket, transition: Transition) {
         Transition::ListenStarted => remember_listener(socket),
         Transition::ListenEnded => forget_listener(socket),
         Transition::Crossed => cross(socket),
-        Transition::Answered => {
-            if has_crossed(socket) {
-                finish_connect::<APART>(socket, kind::CONNECTED);
-            } else {
-                accept::<APART>(socket);
-            }
-        }
-        Transition::Unanswered => {
-            if has_crossed(socket) {
-                finish_connect::<APART>(socket, kind::CONNECT_FAILED);
-            }
+        Transition::Answered | Transition::Unanswered | Transition::ClosedEarly => {
+            end_handshake::<APART>(socket, transition);
         }
         Transition::Ended => connections::end(socket),
     }
+}
+
+/// Of a socket that goes through the states of one that was called. What its server has closed early was accepted: only then
+/// has a process a socket of a handshake that is not completed.
+#[inline(always)]
+fn end_handshake<const APART: bool>(socket: &impl Socket, transition: Transition) {
+    if !has_crossed(socket) {
+        if transition != Transition::Unanswered {
+            accept::<APART>(socket);
+        }
+        return;
+    }
+    let kind = if transition == Transition::Answered {
+        kind::CONNECTED
+    } else {
+        kind::CONNECT_FAILED
+    };
+    finish_connect::<APART>(socket, kind);
 }
 
 /// The flow's entry is made or found before it is known how the call ends: then the task is anybody, and now it is the
@@ -299,7 +307,8 @@ fn forget_listener(socket: &impl Socket) {
     // SAFETY: the value is copied at once; a torn read can only come from a listener that replaced this one, and then
     // the sockets differ or the entry goes a moment early, which costs pid and name of some flows.
     let current = unsafe { LISTENERS.get(key) }.map(|owner| owner.socket);
-    if current == Some(socket.id()) {
+    // What `/proc` told has no socket.
+    if current.is_some_and(|current| current == socket.id() || current == 0) {
         // As above: what stays is replaced by the next listener there.
         let _removed = LISTENERS.remove(key);
     }

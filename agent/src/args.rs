@@ -67,7 +67,8 @@ pub struct Args {
     pub cgroup_root: Option<PathBuf>,
 
     /// Whether connections are counted by flow, or each is reported when it is made and when it ends, with both ports, duration
-    /// and bytes; more of them than the ring buffer takes in a second are counted by flow.
+    /// and bytes, which is for --stdout: a generator counts them by flow all the same. More of them than the ring buffer takes in
+    /// 50 ms are counted by flow.
     #[arg(long, env = "MICROSHIELD_MODE", value_enum, default_value_t = Mode::Flows)]
     pub mode: Mode,
 

@@ -21,7 +21,7 @@ use crate::{
     args::CheckArgs,
     capabilities::{Effective, NEEDED},
     capture::{self, Hooks, Probe},
-    identity::Mounts,
+    identity::{Mounts, sees_the_node_s_processes},
 };
 
 /// The oldest kernel: the maps of a map of maps may differ in size since then.
@@ -29,9 +29,6 @@ const OLDEST: (u32, u32) = (5, 10);
 
 /// Maps count as the memory of their maker's cgroup since then; before, they are bounded by `RLIMIT_MEMLOCK`.
 const CHARGED_TO_CGROUPS: (u32, u32) = (5, 11);
-
-/// Inode number of the first pid namespace (`PROC_PID_INIT_INO` in `include/linux/proc_ns.h`).
-const NODE_S_PIDS: &str = "pid:[4026531836]";
 
 /// How well something is supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -310,7 +307,9 @@ fn tried(probe: &Probe, map_entries: u32) -> Vec<Finding> {
             found: if lists {
                 "the kernel lists what is older than the agent".to_owned()
             } else {
-                "what is older than the agent is read from /proc".to_owned()
+                "what is older than the agent is read from /proc, but for UDP: in conversations that are under way, who has \
+                 spoken first is not known"
+                    .to_owned()
             },
         });
     }
@@ -345,16 +344,15 @@ fn locked_memory(kernel: &str) -> Option<Finding> {
 }
 
 fn process_ids() -> Finding {
-    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    let node_s = namespace == Path::new(NODE_S_PIDS);
+    let node_s = sees_the_node_s_processes();
     Finding {
         what: "process ids",
         state: if node_s { State::Ok } else { State::Limited },
         found: if node_s {
             "the node's own".to_owned()
         } else {
-            "of a namespace: those in records name no process here, and on hybrid nodes pods without a cgroup of \
-             version 2 are known by address only (hostPID is missing?)"
+            "of a namespace: those in records name no process here, what was open before the agent started is not found, and \
+             on hybrid nodes pods without a cgroup of version 2 are known by address only (hostPID is missing?)"
                 .to_owned()
         },
     }

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use agent_common::loss::Loss;
 use flow::{record::FlowRecord, source::View, time::Timestamp, wire::Window};
 use tokio::sync::mpsc;
 
@@ -30,6 +31,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// How often the cgroups are looked through for one that is not known, between two drains.
 const LOOKS: Duration = Duration::from_millis(250);
+
+/// Single connections of cgroups that are not known, kept until the next drain, which looks for these again. What comes when there
+/// are as many is named as well as can be.
+const MAX_OWNERLESS: usize = 16_384;
 
 /// Drains that may fail one after the other, as for a shortage of memory that passes.
 const MAX_FAILURES: u32 = 5;
@@ -84,6 +89,8 @@ pub struct Naming {
     pub view: View,
     /// Where waits what is not known yet.
     pub hold: Hold,
+    /// What came between two drains, of cgroups that were not known: perhaps they are younger than the last look.
+    ownerless: Vec<Observation>,
 }
 
 /// The running thread.
@@ -302,7 +309,8 @@ impl<C: Drain> Worker<C> {
         let released = self.naming.name(drained.observations, log, turn);
         let held = self.naming.hold.oldest();
         // What is lost here may be read again.
-        let scope = self.scope.as_ref().filter(|_| released.lost == 0);
+        let is_whole = released.lost == 0 && released.lost_closes == 0;
+        let scope = self.scope.as_ref().filter(|_| is_whole);
         let receipt = scope.and_then(|scope| scope.receipt(held));
         self.totals.loopback += released.loopback;
         self.totals.other_node += released.other_node;
@@ -312,9 +320,13 @@ impl<C: Drain> Worker<C> {
             self.totals.connections += record.count;
             window.from = window.from.min(record.first_seen);
         }
-        if released.lost > 0 {
-            let losses = &mut drained.losses;
-            losses.insert(TOPOLOGY_UNKNOWN.to_owned(), released.lost);
+        for (reason, lost) in [
+            (TOPOLOGY_UNKNOWN, released.lost),
+            (Loss::ClosesLost.name(), released.lost_closes),
+        ] {
+            if lost > 0 {
+                *drained.losses.entry(reason.to_owned()).or_default() += lost;
+            }
         }
         for (reason, count) in &drained.losses {
             *self.totals.losses.entry(reason.clone()).or_default() += count;
@@ -332,6 +344,18 @@ impl<C: Drain> Worker<C> {
 }
 
 impl Naming {
+    /// Nothing waits yet.
+    #[must_use]
+    pub fn new(identity: Identity, resolver: Resolver, view: View, hold: Hold) -> Self {
+        Self {
+            identity,
+            resolver,
+            view,
+            hold,
+            ownerless: Vec::new(),
+        }
+    }
+
     /// When the API was last heard, if that is known.
     fn heard(&self, now: Instant) -> Instant {
         let Some(since) = self.view.stale_since() else {
@@ -357,13 +381,27 @@ impl Naming {
             resolver,
             view,
             hold,
+            ownerless,
         } = self;
         let index = view.index();
-        let seen = observations.map(|observation| Sighting {
-            owner: identity.owner(observation.cgroup, observation.pid),
-            observation,
-            log: None,
-            round: 0,
+        let earlier = match turn {
+            Turn::Between => Vec::new(),
+            Turn::Drain | Turn::Last => std::mem::take(ownerless),
+        };
+        let seen = earlier.into_iter().chain(observations);
+        let seen = seen.filter_map(|observation| {
+            let owner = identity.owner(observation.cgroup, observation.pid);
+            let is_doubtful = owner.is_none() && observation.cgroup != 0;
+            if turn == Turn::Between && is_doubtful && ownerless.len() < MAX_OWNERLESS {
+                ownerless.push(observation);
+                return None;
+            }
+            Some(Sighting {
+                owner,
+                observation,
+                log: None,
+                round: 0,
+            })
         });
         let sightings: Box<dyn Iterator<Item = Sighting>> = match log {
             None => Box::new(seen),

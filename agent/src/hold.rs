@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flow::{record::FlowRecord, topology::Index, wire::Resolve};
+use flow::{
+    record::{ConnectionEvent, FlowRecord},
+    topology::Index,
+    wire::Resolve,
+};
 
 use crate::resolve::{Resolver, Sighting, Skipped};
 
@@ -52,6 +56,17 @@ pub struct Released {
     pub no_port: u64,
     /// Connections lost as [`TOPOLOGY_UNKNOWN`].
     pub lost: u64,
+    /// Ends of single connections lost with them; their beginnings are counted for themselves.
+    pub lost_closes: u64,
+}
+
+impl Released {
+    fn lose(&mut self, sighting: &Sighting) {
+        let seen = &sighting.observation;
+        let is_close = (seen.connection).is_some_and(|it| it.event == ConnectionEvent::Close);
+        self.lost += seen.count;
+        self.lost_closes += u64::from(is_close);
+    }
 }
 
 impl Hold {
@@ -98,7 +113,7 @@ impl Hold {
             if self.waiting.len() < MAX_EARLY {
                 self.waiting.push_back((now, sighting));
             } else {
-                released.lost += sighting.observation.count;
+                released.lose(&sighting);
             }
         }
         released
@@ -151,11 +166,11 @@ impl Hold {
     /// Gives up what waits, and what is new: the cluster's objects never came to be known.
     pub fn lose_all(&mut self, sightings: impl IntoIterator<Item = Sighting>) -> Released {
         let waiting = self.waiting.drain(..).map(|(_, sighting)| sighting);
-        let all = waiting.chain(sightings);
-        Released {
-            lost: all.map(|sighting| sighting.observation.count).sum(),
-            ..Released::default()
+        let mut released = Released::default();
+        for sighting in waiting.chain(sightings) {
+            released.lose(&sighting);
         }
+        released
     }
 
     fn name(

@@ -2,13 +2,12 @@
 //!
 //! [`capture`] drains what the kernel programs counted, [`identity`] and [`resolve`] name both ends, [`hold`] keeps
 //! what cannot be named yet, [`scope`] adds what the log of the Scope probe tells, [`collector`] does so once a second, and
-//! [`uplink`] or [`stdout`] take the result away. [`before`] finds sockets that are older than the agent, where the kernel's
+//! [`uplink`] or [`stdout`] take the result away. [`proc_sockets`] finds sockets that are older than the agent, where the kernel's
 //! iterators cannot. [`plugin`] gives Weave Scope what it cannot see. [`runtime`] puts them together, [`check`] says what
 //! would come of it.
 #![deny(unsafe_code)]
 
 pub mod args;
-pub mod before;
 pub mod capabilities;
 #[expect(
     unsafe_code,
@@ -21,6 +20,7 @@ pub mod hold;
 pub mod identity;
 pub mod metrics;
 pub mod plugin;
+pub mod proc_sockets;
 pub mod pulse;
 pub mod resolve;
 pub mod runtime;

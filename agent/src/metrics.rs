@@ -104,6 +104,12 @@ impl Meter {
         self.losses.get_or_create(&reason).get()
     }
 
+    /// How many connections these were.
+    #[cfg(test)]
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections.get()
+    }
+
     /// How many drains were taken over for delivery.
     #[must_use]
     pub fn drains(&self) -> u64 {

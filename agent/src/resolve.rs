@@ -93,7 +93,8 @@ impl Resolver {
             return skipped(Skipped::Loopback, false);
         }
         let log = sighting.log.as_deref();
-        let local = match &sighting.owner {
+        let owner = sure_owner(sighting, index);
+        let local = match owner {
             // The node whose log it is has seen it, and says no more of whose it is.
             None if log.is_some_and(|log| log.is_alone) => {
                 match index.resolve_client(seen.local, seen.last_seen) {
@@ -102,11 +103,13 @@ impl Resolver {
                     _ => Endpoint::External(seen.local),
                 }
             }
-            Some(Owner::Container(container)) => match index.pod_by_uid(&container.pod_uid) {
-                Some(pod) => Endpoint::Pod { pod, service: None },
-                None => unknown_pod(seen, index),
-            },
-            Some(Owner::Host) => self.this_node(seen.local),
+            Some(Owner::Container(container) | Owner::ContainerOfProcess(container)) => {
+                match index.pod_by_uid(&container.pod_uid) {
+                    Some(pod) => Endpoint::Pod { pod, service: None },
+                    None => unknown_pod(seen, index),
+                }
+            }
+            Some(Owner::Host | Owner::HostProcess) => self.this_node(seen.local),
             None => match index.resolve_client(seen.local, seen.last_seen) {
                 Endpoint::Pod { pod, .. } if pod.node.as_deref() == Some(&self.node) => {
                     Endpoint::Pod { pod, service: None }
@@ -119,7 +122,7 @@ impl Resolver {
             },
         };
         let unknown = matches!(local, Endpoint::External(_));
-        let mut record = self.record(sighting, local);
+        let mut record = self.record(sighting, owner, local);
         let is_old = log.is_some_and(|log| log.is_old);
         // What was accepted came to the server's own address, whatever was called.
         let is_translated =
@@ -145,7 +148,7 @@ impl Resolver {
         }
     }
 
-    fn record(&self, sighting: &Sighting, local: Endpoint) -> FlowRecord {
+    fn record(&self, sighting: &Sighting, owner: Option<&Owner>, local: Endpoint) -> FlowRecord {
         let seen = &sighting.observation;
         let remote = Endpoint::External(seen.remote);
         let ((src_addr, src), (dst_addr, dst), direction, outcome) = match seen.event {
@@ -189,7 +192,7 @@ impl Resolver {
             count: seen.count,
             first_seen: seen.first_seen,
             last_seen: seen.last_seen,
-            process: process(sighting),
+            process: process(sighting, owner),
             sources: match (log, alone) {
                 (None, _) => BTreeSet::from([Source::Ebpf]),
                 (Some(_), None) => BTreeSet::from([Source::Ebpf, Source::Scope]),
@@ -219,6 +222,31 @@ impl Resolver {
     }
 }
 
+/// Whose the socket is. Where only a process's id tells, the address must not tell otherwise: the id may be another process's
+/// by now.
+fn sure_owner<'a>(sighting: &'a Sighting, index: &Index) -> Option<&'a Owner> {
+    let owner = sighting.owner.as_ref()?;
+    let by_address = || {
+        let seen = &sighting.observation;
+        match index.resolve_client(seen.local, seen.last_seen) {
+            Endpoint::Pod { pod, .. } => Some(pod),
+            _ => None,
+        }
+    };
+    let is_sure = match owner {
+        Owner::Container(_) | Owner::Host => true,
+        Owner::HostProcess => by_address().is_none(),
+        Owner::ContainerOfProcess(container) => {
+            match (index.pod_by_uid(&container.pod_uid), by_address()) {
+                (Some(pod), Some(by_address)) => pod.uid == by_address.uid,
+                (Some(pod), None) => pod.host_network,
+                (None, by_address) => by_address.is_none(),
+            }
+        }
+    };
+    is_sure.then_some(owner)
+}
+
 /// A pod that the cluster's objects do not have: it is nobody else, neither the pod that had its address before nor the node
 /// in whose range the address is.
 fn unknown_pod(seen: &Observation, index: &Index) -> Endpoint {
@@ -231,10 +259,12 @@ fn unknown_pod(seen: &Observation, index: &Index) -> Endpoint {
     }
 }
 
-fn process(sighting: &Sighting) -> Option<Process> {
+fn process(sighting: &Sighting, owner: Option<&Owner>) -> Option<Process> {
     let seen = &sighting.observation;
-    let container = match &sighting.owner {
-        Some(Owner::Container(container)) => container.container.clone(),
+    let container = match owner {
+        Some(Owner::Container(container) | Owner::ContainerOfProcess(container)) => {
+            container.container.clone()
+        }
         _ => None,
     };
     let told = sighting.log.as_deref().and_then(|log| log.process.as_ref());

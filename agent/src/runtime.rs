@@ -20,7 +20,7 @@ use crate::{
     capture::{self, Capture},
     collector::{Collector, Naming, Totals},
     hold::{self, Hold},
-    identity::{Identity, Mounts},
+    identity::{Identity, Mounts, sees_the_node_s_processes},
     metrics::{Desk, Meter},
     plugin::{self, Plugin, recent::Recent},
     pulse::Pulse,
@@ -144,13 +144,13 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         None => None,
     };
     let node_check = tokio::spawn(check_node(view.clone(), node.clone()));
-    let naming = Naming {
-        identity: Identity::new(cgroup_root, hybrid),
-        resolver: Resolver::new(node.clone(), resolve, alone),
-        view: view.clone(),
+    let naming = Naming::new(
+        Identity::new(cgroup_root, hybrid, sees_the_node_s_processes()),
+        Resolver::new(node.clone(), resolve, alone),
+        view.clone(),
         // The position of the log goes on with what was handed over, so that has to be in order.
-        hold: Hold::new(patience(&args.topology, resolve), resolve).in_order(scope_log.is_some()),
-    };
+        Hold::new(patience(&args.topology, resolve), resolve).in_order(scope_log.is_some()),
+    );
     let plugin = open_plugin(&args.to_scope, &node)?;
     let (sender, reports) = mpsc::channel(REPORTS);
     let (reports, plugin) = match plugin {
@@ -164,9 +164,9 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let collector = Collector::start(capture, naming, scope_log, sender, pulse)?;
     let output = match args.output.stdout {
         // On a thread of its own: whoever reads standard output may take any time.
-        true => {
-            tokio::task::spawn_blocking(|| stdout::print(reports).map(|()| Leftover::default()))
-        }
+        true => tokio::task::spawn_blocking(move || {
+            stdout::print(reports, &meter).map(|()| Leftover::default())
+        }),
         false => {
             let config = uplink::Config {
                 urls: args.output.generator,

@@ -4,18 +4,30 @@ use std::io::{self, BufWriter, Write as _};
 
 use tokio::sync::mpsc;
 
-use crate::collector::Report;
+use crate::{collector::Report, metrics::Meter};
 
-/// Prints every record until no more reports come, or nobody reads.
+/// Prints every record until no more reports come, or nobody reads. What is printed, and what is lost, is counted.
 ///
 /// # Errors
 /// If standard output cannot be written to; that its reader has gone is no error.
-pub fn print(mut reports: mpsc::Receiver<Report>) -> io::Result<()> {
+pub fn print(reports: mpsc::Receiver<Report>, meter: &Meter) -> io::Result<()> {
+    print_to(reports, meter, || io::stdout().lock())
+}
+
+fn print_to<W: io::Write>(
+    mut reports: mpsc::Receiver<Report>,
+    meter: &Meter,
+    output: impl Fn() -> W,
+) -> io::Result<()> {
     while let Some(report) = reports.blocking_recv() {
-        match write(&report) {
+        for (reason, count) in &report.losses {
+            meter.lose(reason, *count);
+        }
+        match write(&report, output()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             result => result?,
         }
+        meter.add(Meter::count(&report));
         if let Some(receipt) = report.receipt {
             receipt.handed_over();
         }
@@ -23,11 +35,43 @@ pub fn print(mut reports: mpsc::Receiver<Report>) -> io::Result<()> {
     Ok(())
 }
 
-fn write(report: &Report) -> io::Result<()> {
-    let mut out = BufWriter::new(io::stdout().lock());
+fn write(report: &Report, output: impl io::Write) -> io::Result<()> {
+    let mut out = BufWriter::new(output);
     for record in &report.records {
         serde_json::to_writer(&mut out, record)?;
         out.write_all(b"\n")?;
     }
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use flow::{time::Timestamp, wire::Window};
+    use serde_json::json;
+
+    use super::*;
+    use crate::capture::Losses;
+
+    #[test]
+    fn what_is_printed_and_what_is_lost_is_counted() {
+        let (sender, reports) = mpsc::channel(2);
+        let at = Timestamp::from_nanos(1);
+        let record = json!({
+            "timestamp": 7.0, "hostname": "vm", "src": {"pod": {}}, "dst": {"pod": {}}, "count": 5,
+            "tuple": {"src_addr": "10.0.0.1", "src_port": 0, "dst_addr": "10.0.0.2", "dst_port": 80},
+        });
+        let losses = Losses::from([("flows_and_ring_full".to_owned(), 7)]);
+        let report = Report {
+            window: Window { from: at, to: at },
+            records: vec![serde_json::from_value(record).unwrap()],
+            losses,
+            receipt: None,
+        };
+        sender.blocking_send(report).unwrap();
+        drop(sender);
+        let meter = Meter::default();
+        print_to(reports, &meter, io::sink).unwrap();
+        assert_eq!(meter.lost("flows_and_ring_full"), 7);
+        assert_eq!((meter.drains(), meter.connections()), (1, 5));
+    }
 }

@@ -36,7 +36,11 @@ pub const MAX_BATCH_FLOWS: usize = 1_000;
 /// The reason for a loss under which an agent says, once, that it sees no UDP. Whoever makes policies must know.
 pub const UDP_NOT_CAPTURED: &str = "udp_not_captured";
 
-/// The same for SCTP, where the kernel has it and the agent sees no UDP either.
+/// The reason under which an agent says, once, that it does not know which UDP sockets are older than it is: of conversations that
+/// were under way when it started, whoever speaks first after that is taken for the client.
+pub const UDP_OPEN_BEFORE_UNKNOWN: &str = "udp_open_before_unknown";
+
+/// As [`UDP_NOT_CAPTURED`] for SCTP, where the kernel has it and the agent sees no UDP either.
 pub const SCTP_NOT_CAPTURED: &str = "sctp_not_captured";
 
 /// How deep values may be nested in each other: as deep as `serde_json` lets them be. Eight times as deep, which is what

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use flow::record::FlowRecord;
+use flow::{record::FlowRecord, wire::UDP_OPEN_BEFORE_UNKNOWN};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -72,10 +72,11 @@ impl Capture {
         self.losses.get(SKIPPED).copied().unwrap_or(0)
     }
 
-    /// Whether nothing else was lost.
+    /// Whether nothing else was lost, but for what this kernel cannot tell.
     #[must_use]
     pub fn lost_nothing(&self) -> bool {
-        self.losses.keys().all(|reason| reason == SKIPPED)
+        let is_none = |reason: &String| reason == SKIPPED || reason == UDP_OPEN_BEFORE_UNKNOWN;
+        self.losses.keys().all(is_none)
     }
 }
 

@@ -10,14 +10,7 @@ use std::{
 
 use aya::Pod;
 
-/// Of `enum bpf_cmd`.
-#[derive(Clone, Copy)]
-#[repr(i64)]
-enum Command {
-    LookUp = 24,
-    LookUpAndDelete = 25,
-    Delete = 27,
-}
+use super::bpf::{self, Command};
 
 /// Entries per call at first. A single hash bucket must fit, so it grows if the kernel says that one does not.
 const FIRST_CAPACITY: usize = 4_096;
@@ -46,7 +39,7 @@ pub(super) fn take_all<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     taken: &mut Vec<(K, V)>,
 ) -> io::Result<()> {
-    walk(Command::LookUpAndDelete, map, |entries| {
+    walk(Command::LookUpAndDeleteBatch, map, |entries| {
         taken.extend(entries);
         Ok(())
     })
@@ -60,7 +53,7 @@ pub(super) fn look_through<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     mut visit: impl FnMut(K, V),
 ) -> io::Result<()> {
-    walk(Command::LookUp, map, |entries| {
+    walk(Command::LookUpBatch, map, |entries| {
         entries.for_each(|(key, value)| visit(key, value));
         Ok(())
     })
@@ -76,7 +69,7 @@ pub(super) fn delete_where<K: Pod, V: Pod>(
     mut is_due: impl FnMut(&V) -> bool,
 ) -> io::Result<usize> {
     let (mut keys, mut deleted) = (Vec::new(), 0);
-    walk(Command::LookUp, map, |entries| {
+    walk(Command::LookUpBatch, map, |entries| {
         keys.clear();
         keys.extend(
             entries
@@ -102,7 +95,7 @@ fn delete<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
             elem_flags: 0,
             flags: 0,
         };
-        let result = call(Command::Delete, &mut attr);
+        let result = call(Command::DeleteBatch, &mut attr);
         let deleted = (attr.count as usize).min(keys.len());
         keys = &keys[deleted..];
         match result {
@@ -168,20 +161,9 @@ fn walk<K: Pod, V: Pod>(
 }
 
 fn call(command: Command, attr: &mut BatchAttr) -> io::Result<()> {
-    // SAFETY: `attr` has the layout of the union's `batch` member, its pointers are null or valid for `count` elements of
-    // the map's key and value size, and the kernel checks the descriptor.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as libc::c_long,
-            std::ptr::from_mut(attr),
-            size_of::<BatchAttr>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    // SAFETY: `attr` has the layout of the union's `batch` member, and its pointers are null or valid for `count` elements of the
+    // map's key and value size.
+    unsafe { bpf::call(command, attr) }
 }
 
 const _: () = assert!(size_of::<BatchAttr>() == 56);

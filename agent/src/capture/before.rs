@@ -1,35 +1,37 @@
 //! Sockets that are older than the hooks: found once, counted as the hooks count.
 //!
 //! While they are looked for the hooks remember the connections that they count (`WITNESSED`), so that none is counted
-//! twice: see `agent_ebpf::before`. Where the kernel cannot run its iterators `/proc` is read ([`crate::before`]).
+//! twice: see `agent_ebpf::before`. Where the kernel cannot run its iterators `/proc` is read ([`crate::proc_sockets`]).
 
 use std::{
     fs,
-    io::{self, Read as _},
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     time::Instant,
 };
 
 use agent_common::{
+    loss::Loss,
     name,
     sctp::IPPROTO_SCTP,
-    types::{Comm, Connection, FlowKey, FlowValue, ListenerKey, OpenBefore, Owner, kind},
+    types::{Comm, Connection, FlowKey, FlowValue, IPPROTO_TCP, ListenerKey, Owner, kind},
 };
 use aya::{
-    Btf, Ebpf,
-    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError},
-    programs::{Iter, ProgramError, links::LinkError},
+    Ebpf,
+    maps::{ArrayOfMaps, HashMap, Map, MapData, MapError},
+    programs::{Iter, ProgramError},
 };
 
-use super::{Error, Losses, clock, hooks::Iterators, map_error, slot, take};
+use super::{
+    Error, Losses, clock,
+    hooks::Iterators,
+    iterators::{found, iterate, iterator, run},
+    map_error, slot, take,
+};
 use crate::{
-    before::{CgroupIds, Found, Progress, Transport, Walk},
-    identity::Mounts,
+    identity::{Mounts, sees_the_node_s_processes},
+    proc_sockets::{CgroupIds, Found, Progress, Transport, Walk},
 };
-
-/// The target of the iterators: the open files of all processes.
-const ITERATED: &str = "task_file";
 
 /// Connections that the hooks may count while older ones are looked for, for which there is room at least.
 const WITNESSES: u32 = 65_536;
@@ -37,17 +39,11 @@ const WITNESSES: u32 = 65_536;
 /// Room for no more than this many, which takes some 500 MB.
 const MOST_WITNESSES: u32 = 1 << 22;
 
-/// How often connections are looked for at most. A connection that is handed from one process to another, or accepted, at
-/// the wrong moment is missed once; the second time nothing new is the end.
-const MOST_PASSES: u32 = 6;
-
 /// The reason under which is counted what could not be looked into: processes, network namespaces, or everything.
-const UNREAD: &str = "open_before_unread";
+pub(super) const UNREAD: &str = "open_before_unread";
 
 /// The same for connections that were found and for which there was no room, see `Loss::OpenBefore`.
 const LEFT_OUT: &str = "open_before";
-
-const IPPROTO_TCP: u8 = 6;
 
 /// Flag of an update that makes entries and changes none.
 const BPF_NOEXIST: u64 = 1;
@@ -60,6 +56,8 @@ pub(super) struct Search {
     active: ArrayOfMaps<MapData, Witnessed>,
     active_fd: OwnedFd,
     started: Instant,
+    /// Whether each look at UDP sockets has found what there is.
+    knows_datagrams: bool,
 }
 
 /// What was found beside that which lies in the maps.
@@ -67,37 +65,14 @@ pub(super) struct Search {
 pub(super) struct Older {
     pub(super) flows: Vec<(FlowKey, FlowValue)>,
     pub(super) losses: Losses,
+    /// Whether the programs that see datagrams know which sockets are older.
+    pub(super) knows_datagrams: bool,
 }
 
-/// Why the iterators did not do.
+/// Why there is none.
 #[derive(Debug, thiserror::Error)]
-enum IteratorError {
-    #[error(transparent)]
-    Program(#[from] ProgramError),
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    #[error(transparent)]
-    Map(#[from] MapError),
-    #[error(transparent)]
-    Read(#[from] io::Error),
-}
-
-/// Loads the iterators that the kernel takes.
-pub(super) fn load(ebpf: &mut Ebpf, types: &Btf) -> Iterators {
-    let mut takes = |program| match iterator(ebpf, program).and_then(|it| it.load(ITERATED, types))
-    {
-        Ok(()) => true,
-        Err(error) => {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, program, "the kernel refuses an iterator");
-            false
-        }
-    };
-    Iterators {
-        connections: takes(name::OPEN_LISTENERS) && takes(name::OPEN_CONNECTIONS),
-        datagrams: takes(name::OPEN_DATAGRAMS),
-    }
-}
+#[error("the kernel has no iterator that leads to UDP sockets")]
+struct NoIterator;
 
 /// Room for every TCP socket that there is, and for those that are made meanwhile.
 pub(super) fn witnesses() -> u32 {
@@ -135,19 +110,24 @@ impl Search {
             active,
             active_fd,
             started: Instant::now(),
+            knows_datagrams: true,
         };
         search.remember()?;
         Ok(search)
     }
 
     /// Tells the UDP programs of sockets that are older than they are.
-    pub(super) fn datagrams(&self, ebpf: &mut Ebpf, iterators: Iterators) {
-        if !iterators.datagrams {
-            return;
-        }
-        if let Err(error) = run(ebpf, name::OPEN_DATAGRAMS, &mut Progress::start()) {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(
+    pub(super) fn datagrams(&mut self, ebpf: &mut Ebpf, iterators: Iterators) {
+        let looked = iterators
+            .datagrams
+            .then(|| run(ebpf, name::OPEN_DATAGRAMS, &mut Progress::start()));
+        let error = match &looked {
+            Some(Ok(())) => return,
+            Some(Err(error)) => error as &dyn std::error::Error,
+            None => &NoIterator as &dyn std::error::Error,
+        };
+        if std::mem::replace(&mut self.knows_datagrams, false) {
+            tracing::error!(
                 error,
                 "of UDP conversations that are under way, who spoke first is not known"
             );
@@ -165,9 +145,19 @@ impl Search {
         // Like every update of such a map it returns when all programs have ended that were running, and so every
         // state change whose tracepoint was passed before the hooks sat on it.
         self.remember()?;
-        let mut older = Older::default();
+        let mut older = Older {
+            knows_datagrams: self.knows_datagrams,
+            ..Older::default()
+        };
+        if !sees_the_node_s_processes() {
+            tracing::error!(
+                "this process sees no others (is hostPID missing?): what was open before is not known"
+            );
+            older.losses.insert(UNREAD.to_owned(), 1);
+            older.knows_datagrams = false;
+        }
         let mut by = "iterators";
-        let done = match iterators.connections.then(|| iterate(ebpf)) {
+        let done = match iterators.connections.then(|| iterate(ebpf, &mut older)) {
             Some(Ok(found)) => Some((found.listeners, found.connections)),
             Some(Err(error)) => {
                 let error = &error as &dyn std::error::Error;
@@ -188,7 +178,6 @@ impl Search {
         } else {
             0
         };
-        self.datagrams(ebpf, iterators);
         let sockets = found(ebpf).map_err(map_error(name::OPEN_BEFORE))?.datagrams;
         for program in [
             name::OPEN_LISTENERS,
@@ -235,7 +224,7 @@ impl Search {
         older: &mut Older,
     ) -> Result<(u64, u64), Error> {
         let found = walk(Transport::Tcp, older);
-        let listeners = remember_listeners(ebpf, &found, names_netns)?;
+        let listeners = remember_listeners(ebpf, &found, names_netns, older)?;
         let connections = self.count(found, IPPROTO_TCP, names_netns, older)?;
         Ok((listeners, connections))
     }
@@ -326,13 +315,18 @@ fn walk(transport: Transport, older: &mut Older) -> Found {
 }
 
 /// Tells the hooks who listens. Those that do not know namespaces apart look for exact addresses only.
-fn remember_listeners(ebpf: &mut Ebpf, found: &Found, names_netns: bool) -> Result<u64, Error> {
+fn remember_listeners(
+    ebpf: &mut Ebpf,
+    found: &Found,
+    names_netns: bool,
+    older: &mut Older,
+) -> Result<u64, Error> {
     let map = ebpf
         .map_mut(name::LISTENERS)
         .ok_or(Error::Missing(name::LISTENERS))?;
     let mut listeners: HashMap<_, ListenerKey, Owner> =
         HashMap::try_from(map).map_err(map_error(name::LISTENERS))?;
-    let mut count = 0;
+    let (mut count, mut lost) = (0, 0);
     for listener in &found.listeners {
         let Some(process) = &listener.owner else {
             continue;
@@ -356,70 +350,17 @@ fn remember_listeners(ebpf: &mut Ebpf, found: &Found, names_netns: bool) -> Resu
             Err(MapError::SyscallError(error))
                 if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => {
-                tracing::error!(%error, "a listener's owner is not remembered");
+                tracing::debug!(%error, "a listener's owner is not remembered");
+                lost += 1;
             }
         }
     }
+    if lost > 0 {
+        older
+            .losses
+            .insert(Loss::ListenersFull.name().to_owned(), lost);
+    }
     Ok(count)
-}
-
-/// Runs the iterators until they find nothing more.
-fn iterate(ebpf: &mut Ebpf) -> Result<OpenBefore, IteratorError> {
-    let mut progress = Progress::start();
-    run(ebpf, name::OPEN_LISTENERS, &mut progress)?;
-    let mut last = 0;
-    for pass in 0..MOST_PASSES {
-        run(ebpf, name::OPEN_CONNECTIONS, &mut progress)?;
-        let found = found(ebpf)?.connections;
-        if pass > 0 && found == last {
-            break;
-        }
-        last = found;
-    }
-    Ok(found(ebpf)?)
-}
-
-fn run(
-    ebpf: &mut Ebpf,
-    program: &'static str,
-    progress: &mut Progress,
-) -> Result<(), IteratorError> {
-    let iterator = iterator(ebpf, program)?;
-    let link = iterator.attach()?;
-    let mut file = iterator.take_link(link)?.into_file()?;
-    // The program writes nothing: the end of the file is the end of the files. After a million of them the kernel wants to
-    // be asked again (`bpf_seq_read` in `kernel/bpf/bpf_iter.c`).
-    loop {
-        match file.read(&mut [0; 16]) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {}
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if progress.is_due() {
-            let found = found(ebpf)?;
-            tracing::info!(
-                files = found.files,
-                connections = found.connections,
-                "looking for what was open before"
-            );
-        }
-    }
-}
-
-fn iterator<'a>(ebpf: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Iter, ProgramError> {
-    ebpf.program_mut(program)
-        .ok_or(ProgramError::NotLoaded)
-        .and_then(TryInto::try_into)
-}
-
-fn found(ebpf: &Ebpf) -> Result<OpenBefore, MapError> {
-    let map = ebpf.map(name::OPEN_BEFORE).ok_or(MapError::KeyNotFound)?;
-    Array::<_, OpenBefore>::try_from(map)?.get(&0, 0)
 }
 
 #[cfg(test)]

@@ -2,10 +2,7 @@
 
 use std::collections::HashMap;
 
-use agent_common::types::{Comm, FlowKey, FlowValue, kind};
-
-/// `IPPROTO_TCP`.
-const IPPROTO_TCP: u8 = 6;
+use agent_common::types::{Comm, FlowKey, FlowValue, IPPROTO_TCP, kind};
 
 /// How many drains an owner is remembered: the kernel tries a handshake for two minutes by default
 /// (`net.ipv4.tcp_syn_retries`).

@@ -13,7 +13,7 @@ use aya::{
 };
 
 use super::{
-    Error, Mode, Options, before,
+    Error, Mode, Options, before, iterators,
     object::embedded_object,
     offsets::{KERNEL_BTF, Offsets},
     peers,
@@ -182,7 +182,7 @@ pub(super) fn load(options: &Options) -> Result<Loaded, Error> {
         }
     };
     let iterators = match types.filter(|_| offsets.suffice_for_iterators()) {
-        Some(types) => before::load(&mut ebpf, &types),
+        Some(types) => iterators::load(&mut ebpf, &types),
         None => Iterators::default(),
     };
     Ok(Loaded {

@@ -2,12 +2,16 @@
 
 mod batch;
 mod before;
+mod bpf;
 mod callers;
 mod clock;
+mod generations;
 mod hooks;
+mod iterators;
 mod losses;
 mod memory;
 mod object;
+mod observation;
 mod offsets;
 mod peers;
 mod probe;
@@ -18,7 +22,6 @@ mod udp;
 use std::{
     collections::HashMap as StdHashMap,
     fmt,
-    net::{IpAddr, Ipv6Addr},
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -26,28 +29,33 @@ use std::{
 use agent_common::{
     loss::Loss,
     name,
-    sctp::IPPROTO_SCTP,
-    types::{self, FlowEvent, FlowKey, FlowValue, kind},
+    types::{self, FlowEvent, FlowKey, FlowValue},
 };
 use aya::{
     Ebpf,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
 use flow::{
-    record::{Connection, ConnectionEvent, Outcome, Protocol},
     time::Timestamp,
-    wire::{SCTP_NOT_CAPTURED, UDP_NOT_CAPTURED, Window},
+    wire::{SCTP_NOT_CAPTURED, UDP_NOT_CAPTURED, UDP_OPEN_BEFORE_UNKNOWN, Window},
 };
 
 pub(crate) use self::clock::Clock;
 use self::{
-    before::Search, callers::Callers, hooks::Loaded, losses::LossCounters, peers::Peers,
+    before::Search,
+    callers::Callers,
+    generations::Generations,
+    hooks::Loaded,
+    losses::LossCounters,
+    observation::{observation, single},
+    peers::Peers,
     skipped::SkippedRuns,
 };
 pub use self::{
     hooks::{Hooks, tracepoint},
     losses::Losses,
     object::{embedded_object, is_built},
+    observation::{Event, Observation},
     offsets::KERNEL_BTF,
     probe::{Probe, probe},
     udp::UdpError,
@@ -112,48 +120,6 @@ pub enum Error {
     Descriptor(#[source] std::io::Error),
 }
 
-/// What the kernel counted under one key in one window.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observation {
-    /// What happened.
-    pub event: Event,
-    /// The transport protocol.
-    pub protocol: Protocol,
-    /// The address of the observed socket's own end.
-    pub local: IpAddr,
-    /// The address of the other end.
-    pub remote: IpAddr,
-    /// The server's port, as the observed socket has it.
-    pub port: u16,
-    /// Id of the cgroup of the socket's owner; 0 if not known.
-    pub cgroup: u64,
-    /// Inode number of the network namespace; 0 if not known.
-    pub netns: u32,
-    /// Process id of the owner; 0 if not known.
-    pub pid: u32,
-    /// Name of the owner; empty if not known.
-    pub comm: String,
-    /// The client's port, where connections are told apart; else 0.
-    pub client_port: u16,
-    /// What happened to a single connection, where they are told apart.
-    pub connection: Option<Connection>,
-    /// How many connections.
-    pub count: u64,
-    /// When the first of them was counted.
-    pub first_seen: Timestamp,
-    /// When the last of them was counted.
-    pub last_seen: Timestamp,
-}
-
-/// At which end a connection was observed, and how it went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A connect ended, at the client.
-    Connect(Outcome),
-    /// An accept, at the server.
-    Accept,
-}
-
 /// The result of one drain.
 pub struct Drained {
     /// From the last drain to this one.
@@ -183,9 +149,6 @@ const PORTIONS: usize = 16;
 /// There once the kernel has loaded its SCTP.
 pub const SCTP: &str = "/proc/net/sctp";
 
-/// `IPPROTO_UDP`.
-const IPPROTO_UDP: u8 = 17;
-
 type FlowMap = HashMap<MapData, FlowKey, FlowValue>;
 
 /// The running capture. Dropping it detaches the programs; so does the kernel when the process ends in any other way,
@@ -197,10 +160,11 @@ pub struct Capture {
     mode: Mode,
     /// `None` if neither UDP nor SCTP is captured.
     peers: Option<Peers>,
-    generations: [Generation; 2],
-    active: usize,
+    generations: Generations<Generation>,
     active_map: ArrayOfMaps<MapData, FlowMap>,
     overflow: RingBuf<MapData>,
+    /// How many events the ring holds.
+    overflow_room: usize,
     connections: RingBuf<MapData>,
     /// Single connections taken out of the ring but not reported yet.
     events: Vec<types::ConnectionEvent>,
@@ -241,11 +205,11 @@ impl Capture {
             iterators,
             names_netns,
         } = hooks::load(options)?;
-        let generations = [generation(&mut ebpf, 0)?, generation(&mut ebpf, 1)?];
+        let generations = Generations::new([generation(&mut ebpf, 0)?, generation(&mut ebpf, 1)?]);
         let mut active_map = ArrayOfMaps::try_from(take(&mut ebpf, name::ACTIVE_FLOWS)?)
             .map_err(map_error(name::ACTIVE_FLOWS))?;
         active_map
-            .set(0, &generations[0].map, 0)
+            .set(0, &generations.active().map, 0)
             .map_err(map_error(name::ACTIVE_FLOWS))?;
         let overflow = RingBuf::try_from(take(&mut ebpf, name::OVERFLOW)?)
             .map_err(map_error(name::OVERFLOW))?;
@@ -258,12 +222,18 @@ impl Capture {
         let messages = aya_log::EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel programs"))
             .ok();
-        let search = Search::start(&mut ebpf)?;
+        let mut search = Search::start(&mut ebpf)?;
         let program = hooks::attach(&mut ebpf, hooks, options.mode)?;
+        // From here on connections are counted, and so is what is lost.
+        let window_start = Clock::read().map_err(Error::Clock)?.now();
         let skipped = SkippedRuns::new(changes, program).map_err(map_error(name::CHANGES))?;
-        // Before the programs that see packets, and again after: what the first look knows of a socket they need at once.
+        // Before the programs see packets, and again at once: what the first look knows of a socket they need from the
+        // beginning, and of those that are made between the looks the first datagrams may pass unseen.
+        let attached = udp::load(&mut ebpf, &options.cgroup).and_then(|cgroup| {
+            search.datagrams(&mut ebpf, iterators);
+            udp::attach(&mut ebpf, &cgroup)
+        });
         search.datagrams(&mut ebpf, iterators);
-        let attached = udp::attach(&mut ebpf, &options.cgroup);
         let peers = match attached {
             Ok(()) => {
                 let map = descriptor(&take(&mut ebpf, name::PEERS)?, name::PEERS)?;
@@ -288,6 +258,8 @@ impl Capture {
                 tracing::warn!("this kernel has SCTP, which is not captured either");
                 at_start.insert(SCTP_NOT_CAPTURED.to_owned(), 1);
             }
+        } else if !found.knows_datagrams {
+            at_start.insert(UDP_OPEN_BEFORE_UNKNOWN.to_owned(), 1);
         }
         memory::give_back();
         Ok(Self {
@@ -296,9 +268,9 @@ impl Capture {
             mode: options.mode,
             peers,
             generations,
-            active: 0,
             active_map,
             overflow,
+            overflow_room: events_in(options.ring_bytes),
             connections,
             events: Vec::new(),
             losses: LossCounters::new(losses, skipped),
@@ -307,7 +279,7 @@ impl Capture {
             callers: Callers::default(),
             messages,
             ebb: memory::Ebb::default(),
-            window_start: Clock::read().map_err(Error::Clock)?.now(),
+            window_start,
         })
     }
 
@@ -329,16 +301,17 @@ impl Capture {
     /// # Errors
     /// If a map cannot be read. Nothing is lost by that: what was read and what was not are both there for the next call.
     pub fn drain(&mut self, last: bool) -> Result<Drained, Error> {
-        let idle = 1 - self.active;
-        // When this returns no program uses the old generation any more, see `ACTIVE_FLOWS` in agent-ebpf.
-        self.active_map
-            .set(0, &self.generations[idle].map, 0)
-            .map_err(map_error(name::ACTIVE_FLOWS))?;
-        let old = &self.generations[self.active];
-        self.active = idle;
-
+        let mut empty = |generation: &Generation| {
+            batch::take_all(generation.fd.as_fd(), &mut self.taken).map_err(Error::Drain)
+        };
+        // See `ACTIVE_FLOWS` in agent-ebpf.
+        let activate = |generation: &Generation| {
+            let set = self.active_map.set(0, &generation.map, 0);
+            set.map_err(map_error(name::ACTIVE_FLOWS))
+        };
+        self.generations.swap(activate, &mut empty)?;
         let clock = Clock::read().map_err(Error::Clock)?;
-        batch::take_all(old.fd.as_fd(), &mut self.taken).map_err(Error::Drain)?;
+        self.generations.empty_idle(empty)?;
         self.drain_overflow();
         self.take_events(if last { usize::MAX } else { PORTIONS * PORTION });
         if let Some(peers) = &mut self.peers {
@@ -422,61 +395,44 @@ impl Capture {
         }
     }
 
-    /// Adds up what went through the ring: it has one event a connection.
     fn drain_overflow(&mut self) {
-        let mut extra: StdHashMap<FlowKey, FlowValue> = StdHashMap::new();
-        while let Some(item) = self.overflow.next() {
-            let Some(event) = object::read_event::<FlowEvent>(&item) else {
-                continue;
-            };
-            let FlowEvent { key, value } = event;
-            extra
-                .entry(key)
-                .and_modify(|sum| {
-                    if sum.pid == 0 {
-                        (sum.pid, sum.comm) = (value.pid, value.comm);
-                    }
-                    // What only names the owner has no times.
-                    if sum.count == 0 {
-                        sum.first_ns = value.first_ns;
-                    }
-                    sum.count += value.count;
-                    sum.last_ns = sum.last_ns.max(value.last_ns);
-                })
-                .or_insert(value);
-        }
-        self.taken.extend(extra);
+        let overflow = &mut self.overflow;
+        let events = std::iter::from_fn(|| {
+            let item = overflow.next()?;
+            Some(object::read_event::<FlowEvent>(&item))
+        });
+        self.taken.extend(add_up(events, self.overflow_room));
     }
 }
 
-fn observation(key: &FlowKey, value: &FlowValue, clock: &Clock) -> Observation {
-    let name = value.comm.bytes();
-    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-    Observation {
-        event: match key.kind {
-            kind::ACCEPTED => Event::Accept,
-            kind::CONNECT_FAILED => Event::Connect(Outcome::Failed),
-            _ => Event::Connect(Outcome::Established),
-        },
-        protocol: match key.protocol {
-            IPPROTO_UDP => Protocol::Udp,
-            IPPROTO_SCTP => Protocol::Sctp,
-            _ => Protocol::Tcp,
-        },
-        local: Ipv6Addr::from(key.local).to_canonical(),
-        remote: Ipv6Addr::from(key.remote).to_canonical(),
-        port: key.port,
-        cgroup: key.cgroup,
-        netns: key.netns,
-        client_port: 0,
-        connection: None,
-        pid: value.pid,
-        comm: String::from_utf8_lossy(name).into_owned(),
-        count: value.count,
-        // CPUs that race for a new entry may leave an earlier time as the later one.
-        first_seen: clock.at(value.first_ns.min(value.last_ns)),
-        last_seen: clock.at(value.first_ns.max(value.last_ns)),
+/// Adds up what goes through the ring, which has one event a connection. No more than there is room for in it at once: programs
+/// may fill it as fast as it is emptied.
+fn add_up(
+    events: impl Iterator<Item = Option<FlowEvent>>,
+    most: usize,
+) -> StdHashMap<FlowKey, FlowValue> {
+    let mut sums: StdHashMap<FlowKey, FlowValue> = StdHashMap::new();
+    for FlowEvent { key, value } in events.take(most).flatten() {
+        sums.entry(key)
+            .and_modify(|sum| {
+                if sum.pid == 0 {
+                    (sum.pid, sum.comm) = (value.pid, value.comm);
+                }
+                // What only names the owner has no times.
+                if sum.count == 0 {
+                    sum.first_ns = value.first_ns;
+                }
+                sum.count += value.count;
+                sum.last_ns = sum.last_ns.max(value.last_ns);
+            })
+            .or_insert(value);
     }
+    sums
+}
+
+/// Events that a ring of so many bytes has room for; each has a head (`BPF_RINGBUF_HDR_SZ`).
+fn events_in(ring_bytes: u32) -> usize {
+    ring_bytes as usize / (8 + size_of::<FlowEvent>())
 }
 
 fn generation(ebpf: &mut Ebpf, index: usize) -> Result<Generation, Error> {
@@ -485,33 +441,6 @@ fn generation(ebpf: &mut Ebpf, index: usize) -> Result<Generation, Error> {
     let fd = descriptor(&map, name)?;
     let map = FlowMap::try_from(map).map_err(map_error(name))?;
     Ok(Generation { map, fd })
-}
-
-/// A single connection, in the form of a flow of one; of none when it has ended, because it was counted before.
-fn single(event: &types::ConnectionEvent, clock: &Clock) -> Observation {
-    let value = FlowValue {
-        count: u64::from(event.closed == 0),
-        first_ns: event.now_ns,
-        last_ns: event.now_ns,
-        pid: event.pid,
-        padding: 0,
-        comm: event.comm,
-    };
-    let what = match (event.closed, event.key.kind) {
-        (0, kind::ACCEPTED) => ConnectionEvent::Accept,
-        (0, _) => ConnectionEvent::Connect,
-        _ => ConnectionEvent::Close,
-    };
-    Observation {
-        client_port: event.client_port,
-        connection: Some(Connection {
-            event: what,
-            duration_ns: event.now_ns.saturating_sub(event.start_ns),
-            bytes_sent: event.bytes_sent,
-            bytes_received: event.bytes_received,
-        }),
-        ..observation(&event.key, &value, clock)
-    }
 }
 
 /// A descriptor of a hash map of its own, for the batch calls.
@@ -529,4 +458,39 @@ fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, Error> {
 
 fn map_error(map: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
     move |source| Error::Map { map, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_common::{
+        address::Address,
+        types::{Comm, IPPROTO_UDP, kind},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_ring_that_is_filled_all_the_time_is_left_some_time() {
+        let key = FlowKey {
+            local: Address::UNSPECIFIED,
+            remote: Address::UNSPECIFIED,
+            cgroup: 1,
+            netns: 1,
+            port: 80,
+            protocol: IPPROTO_UDP,
+            kind: kind::CONNECTED,
+        };
+        let value = FlowValue {
+            count: 1,
+            first_ns: 1,
+            last_ns: 1,
+            pid: 1,
+            padding: 0,
+            comm: Comm::UNKNOWN,
+        };
+        let room = events_in(4096);
+        assert_eq!(room, 39);
+        let sums = add_up(std::iter::repeat(Some(FlowEvent { key, value })), room);
+        assert_eq!(sums[&key].count, 39);
+    }
 }

@@ -63,7 +63,8 @@ pub fn probe(cgroup: &Path, map_entries: u32, ring_bytes: u32) -> Option<Probe> 
         if probe.udp.is_none() {
             probe.map_bytes = map_bytes();
             probe.iterators = Some(loaded.iterators.connections && loaded.iterators.datagrams);
-            let attached = udp::attach(&mut loaded.ebpf, cgroup);
+            let attached = udp::load(&mut loaded.ebpf, cgroup)
+                .and_then(|cgroup| udp::attach(&mut loaded.ebpf, &cgroup));
             probe.udp = Some(attached.map_err(|error| chain(&error)));
         }
     }

@@ -5,8 +5,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-/// `BPF_MAP_DELETE_ELEM` of `enum bpf_cmd`.
-const DELETE: libc::c_long = 3;
+use super::bpf::{self, Command};
 
 /// The member of `union bpf_attr` for single elements.
 #[repr(C)]
@@ -31,19 +30,8 @@ pub(super) fn clear(map: BorrowedFd<'_>, index: u32) -> io::Result<()> {
         value: 0,
         flags: 0,
     };
-    // SAFETY: `attr` has the layout of the union's member, its key is a valid index, and the kernel checks the descriptor.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            DELETE,
-            std::ptr::from_mut(&mut attr),
-            size_of::<ElementAttr>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    // SAFETY: `attr` has the layout of the union's member, and its key is an index.
+    unsafe { bpf::call(Command::DeleteElement, &mut attr) }
 }
 
 const _: () = assert!(size_of::<ElementAttr>() == 32);

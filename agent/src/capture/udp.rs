@@ -42,49 +42,57 @@ pub enum UdpError {
     },
 }
 
-/// Loads the programs and attaches them to the cgroup at `path`: from then on they see the sockets of the processes in it
-/// and below. If one cannot be attached none is left.
-pub(super) fn attach(ebpf: &mut Ebpf, path: &Path) -> Result<(), UdpError> {
+/// Loads the programs, and opens the cgroup at `path` for [`attach`]. If one is refused none is left.
+pub(super) fn load(ebpf: &mut Ebpf, path: &Path) -> Result<File, UdpError> {
     let cgroup = File::open(path).map_err(|source| UdpError::Cgroup {
         path: path.to_owned(),
         source,
     })?;
-    // What names processes and addresses comes before what looks at packets.
-    let order = UDP_BIND
-        .into_iter()
-        .chain(UDP_ADDRESS)
-        .chain([PACKET_INGRESS, PACKET_EGRESS]);
-    for program in order.clone() {
-        if let Err(source) = attach_one(ebpf, program, &cgroup) {
-            for program in order {
-                unload(ebpf, program);
-            }
-            return Err(UdpError::Program { program, source });
-        }
-    }
-    Ok(())
+    each(ebpf, |_, program| match program {
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    })?;
+    Ok(cgroup)
 }
 
-fn attach_one(ebpf: &mut Ebpf, name: &str, cgroup: &File) -> Result<(), ProgramError> {
-    match ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)? {
+/// Attaches the loaded programs to the cgroup: from then on they see the sockets of the processes in it and below. If one
+/// cannot be attached none is left.
+pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &File) -> Result<(), UdpError> {
+    each(ebpf, |name, program| match program {
         Program::CgroupSkb(program) => {
             let end = if name == PACKET_INGRESS {
                 CgroupSkbAttachType::Ingress
             } else {
                 CgroupSkbAttachType::Egress
             };
-            program.load()?;
-            program.attach(cgroup, end, BESIDE_OTHERS)?;
+            program.attach(cgroup, end, BESIDE_OTHERS).map(drop)
         }
-        Program::CgroupSock(program) => {
-            program.load()?;
-            program.attach(cgroup, BESIDE_OTHERS)?;
+        Program::CgroupSock(program) => program.attach(cgroup, BESIDE_OTHERS).map(drop),
+        Program::CgroupSockAddr(program) => program.attach(cgroup, BESIDE_OTHERS).map(drop),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    })
+}
+
+/// Does this with each program, unless it fails with one: then none is left.
+fn each(
+    ebpf: &mut Ebpf,
+    mut act: impl FnMut(&str, &mut Program) -> Result<(), ProgramError>,
+) -> Result<(), UdpError> {
+    // What names processes and addresses comes before what looks at packets.
+    let order = UDP_BIND
+        .into_iter()
+        .chain(UDP_ADDRESS)
+        .chain([PACKET_INGRESS, PACKET_EGRESS]);
+    for program in order.clone() {
+        let found = ebpf.program_mut(program).ok_or(ProgramError::NotLoaded);
+        if let Err(source) = found.and_then(|found| act(program, found)) {
+            for program in order {
+                unload(ebpf, program);
+            }
+            return Err(UdpError::Program { program, source });
         }
-        Program::CgroupSockAddr(program) => {
-            program.load()?;
-            program.attach(cgroup, BESIDE_OTHERS)?;
-        }
-        _ => return Err(ProgramError::UnexpectedProgramType),
     }
     Ok(())
 }

@@ -2,7 +2,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use flow::{
     endpoint::{self, Endpoint},
-    record::{Outcome, Protocol},
+    record::{Connection, Outcome, Protocol},
     time::Timestamp,
     topology::{Change, Node, Object, ObjectKey, Phase, Pod},
     wire::Resolve,
@@ -254,8 +254,15 @@ fn before_the_first_lists_are_in_everything_waits_and_the_excess_is_counted() {
 fn what_is_never_known_is_lost_and_not_guessed() {
     let (mut hold, now) = (Hold::new(PATIENCE, Resolve::Both), Instant::now());
     hold.keep(vec![sighting("here", [10, 0, 2, 9], 2)], now);
-    let lost = hold.lose_all([sighting("here", [10, 0, 2, 9], 3)]);
-    assert_eq!((lost.lost, lost.records.len()), (5, 0));
+    let mut close = sighting("here", [10, 0, 2, 9], 0);
+    close.observation.connection = Some(Connection {
+        event: ConnectionEvent::Close,
+        duration_ns: 1,
+        bytes_sent: 1,
+        bytes_received: 1,
+    });
+    let lost = hold.lose_all([sighting("here", [10, 0, 2, 9], 3), close]);
+    assert_eq!((lost.lost, lost.lost_closes, lost.records.len()), (5, 1, 0));
 }
 
 #[test]

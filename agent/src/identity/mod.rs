@@ -2,6 +2,7 @@
 
 mod cgroup_name;
 mod mounts;
+mod processes;
 mod tree;
 
 use std::{fs, path::PathBuf};
@@ -9,6 +10,7 @@ use std::{fs, path::PathBuf};
 pub use self::{
     cgroup_name::{ContainerRef, parse_cgroup_path},
     mounts::{Mounts, MountsError},
+    processes::sees_the_node_s_processes,
     tree::CgroupTree,
 };
 
@@ -19,6 +21,10 @@ pub enum Owner {
     Container(ContainerRef),
     /// A process of the node itself.
     Host,
+    /// As [`Self::Container`], by the socket's process: its id may be another process's by now.
+    ContainerOfProcess(ContainerRef),
+    /// As [`Self::Host`], likewise.
+    HostProcess,
 }
 
 /// Finds the owner of a process on this node.
@@ -27,16 +33,19 @@ pub struct Identity {
     tree: CgroupTree,
     /// Whether pods may be told apart in a cgroup v1 hierarchy only.
     hybrid: bool,
+    sees_processes: bool,
 }
 
 impl Identity {
     /// Looks below `root`, a folder of the cgroup v2 hierarchy. With `hybrid`, a process that is in no pod's cgroup there
-    /// is looked up in `/proc/PID/cgroup`, which lists the v1 hierarchies too.
+    /// is looked up in `/proc/PID/cgroup`, which lists the v1 hierarchies too, if this process `sees_processes`, see
+    /// [`sees_the_node_s_processes`].
     #[must_use]
-    pub fn new(root: PathBuf, hybrid: bool) -> Self {
+    pub fn new(root: PathBuf, hybrid: bool, sees_processes: bool) -> Self {
         Self {
             tree: CgroupTree::new(root),
             hybrid,
+            sees_processes,
         }
     }
 
@@ -44,9 +53,9 @@ impl Identity {
     /// it is of this node.
     pub fn owner(&mut self, cgroup: u64, pid: u32) -> Option<Owner> {
         match self.tree.owner(cgroup)? {
-            Owner::Container(container) => Some(Owner::Container(container)),
-            Owner::Host if self.hybrid => owner_of_process(pid),
-            Owner::Host => Some(Owner::Host),
+            Owner::Host if self.hybrid && self.sees_processes => owner_of_process(pid),
+            Owner::Host if self.hybrid => None,
+            owner => Some(owner),
         }
     }
 
@@ -68,7 +77,7 @@ fn owner_of_process(pid: u32) -> Option<Owner> {
         return None;
     }
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    Some(container_in(&text).map_or(Owner::Host, Owner::Container))
+    Some(container_in(&text).map_or(Owner::HostProcess, Owner::ContainerOfProcess))
 }
 
 /// Lines are `hierarchy:controllers:path` (`man 7 cgroups`).
@@ -82,6 +91,25 @@ fn container_in(proc_cgroup: &str) -> Option<ContainerRef> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_tells_only_if_its_id_is_the_node_s() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let root = tempfile::tempdir().unwrap();
+        let (cgroup, pid) = (root.path().metadata().unwrap().ino(), std::process::id());
+        let owner = |hybrid, sees_processes| {
+            let mut identity = Identity::new(root.path().to_owned(), hybrid, sees_processes);
+            identity.owner(cgroup, pid)
+        };
+        assert_eq!(owner(false, true), Some(Owner::Host));
+        assert_eq!(owner(false, false), Some(Owner::Host));
+        assert!(matches!(
+            owner(true, true),
+            Some(Owner::HostProcess | Owner::ContainerOfProcess(_))
+        ));
+        assert_eq!(owner(true, false), None);
+    }
 
     #[test]
     fn a_hybrid_node_s_pod_is_found_in_a_v1_hierarchy() {

@@ -1,17 +1,18 @@
 use flow::topology::{Change, Object, Phase, Pod};
 
 use super::*;
-use crate::scope::Process as Told;
+use crate::{identity::ContainerRef, scope::Process as Told};
 
 fn second(second: u64) -> Timestamp {
     Timestamp::from_nanos(second * 1_000_000_000)
 }
 
-/// A pod on this node and one on another.
+/// Two pods on this node, of which the second is in its network, and one on another.
 fn index() -> Index {
     let mut index = Index::default();
     for (name, address, node) in [
         ("web", [10, 0, 0, 1], "node-1"),
+        ("host", [192, 168, 0, 1], "node-1"),
         ("api", [10, 0, 9, 9], "node-2"),
     ] {
         let pod = Pod {
@@ -22,7 +23,7 @@ fn index() -> Index {
                 labels: Arc::default(),
                 workload: None,
                 node: Some(node.into()),
-                host_network: false,
+                host_network: name == "host",
                 addresses: vec![address.into()],
                 services: Arc::default(),
             },
@@ -134,4 +135,34 @@ fn the_server_behind_an_address_is_who_the_node_says() {
     index().name_ends(&mut later);
     assert_eq!(later.dst.to_string(), "shop/api");
     assert_eq!((later.tuple.dst_port, later.via), (8080, via));
+}
+
+/// What a process's id says counts as long as the address does not say otherwise.
+#[test]
+fn another_process_may_have_the_id_by_now() {
+    let container = |uid: &str| {
+        Owner::ContainerOfProcess(ContainerRef {
+            pod_uid: uid.to_owned(),
+            container: Some(format!("{uid}-container")),
+        })
+    };
+    let (web, node) = ([10, 0, 0, 1], [192, 168, 0, 1]);
+    for (owner, local, name, container) in [
+        (container("web"), web, "shop/web", Some("web-container")),
+        (container("host"), web, "shop/web", None),
+        (container("unknown"), web, "shop/web", None),
+        (Owner::HostProcess, web, "shop/web", None),
+        (container("host"), node, "shop/host", Some("host-container")),
+        (container("web"), node, "192.168.0.1", None),
+        (Owner::HostProcess, node, "node node-1", None),
+    ] {
+        let mut sighting = sighting(7, None);
+        sighting.observation.local = local.into();
+        sighting.owner = Some(owner.clone());
+        let resolver = Resolver::new("node-1".to_owned(), Resolve::Both, true);
+        let record = resolver.name(&sighting, &index()).record.unwrap();
+        assert_eq!(record.src.to_string(), name, "{owner:?}");
+        let process = record.process.unwrap();
+        assert_eq!(process.container.as_deref(), container, "{owner:?}");
+    }
 }

@@ -19,10 +19,11 @@ mod told;
 
 use std::{fs, io, net::IpAddr, path::PathBuf};
 
+use agent_common::loss::Loss;
 use flow::{
     scope_log::{Ends, Parser},
     time::Timestamp,
-    wire::Window,
+    wire::{UDP_OPEN_BEFORE_UNKNOWN, Window},
 };
 
 use self::{
@@ -38,18 +39,6 @@ use crate::{
     metrics::ScopeMeter,
     resolve::Sighting,
 };
-
-/// The losses that are no connection that was not counted.
-const NOT_CONNECTIONS: [&str; 8] = [
-    "connect_owners_full",
-    "listeners_full",
-    "udp_peers_full",
-    "udp_names_full",
-    "connections_added_up",
-    "closes_lost",
-    "open_connections_full",
-    "witnessed_full",
-];
 
 /// Which boot of the system this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -193,9 +182,7 @@ impl ScopeLog {
             clock,
             // Where draining failed, the window has no length.
             is_complete: drain.window.from < drain.window.to
-                && losses.into_iter().all(|reason| {
-                    NOT_CONNECTIONS.contains(&reason.as_str()) || reason.ends_with("_not_captured")
-                }),
+                && !losses.into_iter().any(|reason| is_connection(reason)),
             is_last: drain.is_last,
         };
         let told = std::mem::take(&mut self.told);
@@ -219,6 +206,14 @@ impl ScopeLog {
         let oldest = self.merger.oldest().into_iter().chain(held).min();
         let done = oldest.map_or(self.round, |oldest| oldest.saturating_sub(1));
         self.keeper.as_ref().map(|keeper| keeper.receipt(done))
+    }
+}
+
+/// Whether a loss for this reason is a connection of which the probe's log may tell that was not counted.
+fn is_connection(reason: &str) -> bool {
+    match Loss::ALL.into_iter().find(|loss| loss.name() == reason) {
+        Some(loss) => loss.is_connection(),
+        None => !reason.ends_with("_not_captured") && reason != UDP_OPEN_BEFORE_UNKNOWN,
     }
 }
 

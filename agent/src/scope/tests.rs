@@ -161,3 +161,18 @@ fn what_is_malformed_is_counted_and_hinders_nothing() {
     let counts = [&meter.records, &meter.malformed, &meter.too_long].map(|counter| counter.get());
     assert_eq!(counts, [2, 3, 1]);
 }
+
+#[test]
+fn losses_that_leave_a_window_complete() {
+    for (reason, wanted) in [
+        ("flows_and_ring_full", true),
+        ("runs_skipped", true),
+        ("open_before_unread", true),
+        ("closes_lost", false),
+        ("udp_peers_full", false),
+        ("udp_not_captured", false),
+        ("udp_open_before_unknown", false),
+    ] {
+        assert_eq!(is_connection(reason), wanted, "{reason}");
+    }
+}

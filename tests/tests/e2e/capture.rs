@@ -227,7 +227,9 @@ fn what_is_left_out_is_counted(hooks: Hooks) -> Result<()> {
         let reader = scope.spawn(|| read_maps_until(&done));
         let called = caller.call_all(["--abort", "--count", &calls.to_string(), &target]);
         done.store(true, Ordering::Relaxed);
-        let read = reader.join().map_err(|_| anyhow!("the reader panicked"))?;
+        let read = reader
+            .join()
+            .map_err(|_panic| anyhow!("the reader panicked"))?;
         called.and(read)
     })?;
     let capture = agent.stop()?;

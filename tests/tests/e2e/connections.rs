@@ -1,6 +1,6 @@
 //! `--mode connections`: each connection for itself.
 
-use std::{collections::BTreeMap, net::SocketAddr, thread, time::Duration};
+use std::{collections::BTreeMap, fs, net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use flow::record::{ConnectionEvent, Direction};
@@ -25,6 +25,10 @@ pub(crate) fn tests() -> Vec<Test> {
             move || exactly(|| more_open_than_there_is_room_for(hooks)),
         ));
     }
+    tests.push(Test::new(
+        "connections::names_that_never_come",
+        names_that_never_come,
+    ));
     tests
 }
 
@@ -150,6 +154,32 @@ fn more_open_than_there_is_room_for(hooks: Hooks) -> Result<()> {
     let seen = lab::truth::edges(&capture.records);
     ensure!(seen == edges(HELD), "{seen:#?}");
     adds_up(&capture, true, "open_connections_full", 2 * HELD)
+}
+
+/// An API server that nobody hears from the start to the end: nothing is guessed, and all is counted as lost, connections and closes.
+fn names_that_never_come() -> Result<()> {
+    let lab = stage()?;
+    let nobody = lab.folder().join("kubeconfig");
+    fs::write(
+        &nobody,
+        "{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}], \
+          clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], users: [{name: u, user: {}}]}",
+    )?;
+    let options = AgentOptions::stdout("node-1")
+        .kube(&nobody)
+        .arg("--mode", "connections");
+    let agent = Agent::start(&lab, &options)?;
+    call(&lab, CALLS)?;
+    let capture = agent.stop()?;
+    // Those of others on this machine are among them.
+    let lost = |reason: &str| capture.losses.get(reason).copied().unwrap_or(0);
+    ensure!(
+        capture.records.is_empty()
+            && lost("topology_unknown") + capture.skipped() >= 2 * CALLS
+            && lost("closes_lost") + capture.skipped() >= 2 * CALLS,
+        "{capture:?}"
+    );
+    Ok(())
 }
 
 /// Something was reported, something lost, and both together are what was made.

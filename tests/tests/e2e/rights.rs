@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use flow::record::Direction;
+use flow::{record::Direction, wire::UDP_OPEN_BEFORE_UNKNOWN};
 use lab::{Agent, AgentOptions, Cluster, Lab, Rights, truth::Edge};
 
 use crate::{Test, before, capture, expect, failures, identity, udp};
@@ -38,6 +38,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend([
         Test::new("rights::without[CAP_NET_ADMIN]", no_udp_without),
         Test::new("rights::without[CAP_SYS_PTRACE]", said_without_ptrace),
+        Test::new("rights::without_the_node_s_pids", said_without_pids),
         Test::new("rights::sys_admin_instead", sys_admin_instead),
         Test::new("rights::a_filter_that_knows_no_cap_bpf", refused_by_filter),
     ]);
@@ -98,7 +99,7 @@ fn no_udp_without() -> Result<()> {
     let mut agent = rights.for_agents(|| Agent::start(&lab, &AgentOptions::stdout("node-1")))?;
     call(&lab)?;
     let log = agent.process().stderr().join("\n");
-    let named = "this process lacks CAP_NET_ADMIN: UDP is not captured";
+    let named = "this process lacks CAP_NET_ADMIN: UDP and SCTP are not captured";
     ensure!(log.contains(named), "{log}");
     let mut capture = agent.stop()?;
     let lost = capture.losses.remove("udp_not_captured");
@@ -115,6 +116,30 @@ fn said_without_ptrace() -> Result<()> {
     let named = "this process lacks CAP_SYS_PTRACE: there, the owners of sockets";
     ensure!(log.contains(named), "{log}");
     expect(&[agent.stop()?], edges(&[TCP, UDP]).collect())
+}
+
+/// Without `hostPID` nobody else's sockets are found. The agent says so and counts it, and goes on with what comes.
+fn said_without_pids() -> Result<()> {
+    let lab = client_and_server()?;
+    let address = lab.cluster().addresses(lab.spec("shop/server")?)[0];
+    let _older = lab.pod("shop/server")?.serve(["--keep", "7002"])?;
+    let _open = lab
+        .pod("shop/client")?
+        .hold([format!("tcp://{address}:7002")])?;
+    let mut rights = Rights::of_agent()?;
+    rights.host_pid = false;
+    let mut agent = rights.for_agents(|| Agent::start(&lab, &AgentOptions::stdout("node-1")))?;
+    call(&lab)?;
+    let log = agent.process().stderr().join("\n");
+    let named =
+        "this process sees no others (is hostPID missing?): what was open before is not known";
+    ensure!(log.contains(named), "{log}");
+    let mut capture = agent.stop()?;
+    for reason in ["open_before_unread", UDP_OPEN_BEFORE_UNKNOWN] {
+        let lost = capture.losses.remove(reason);
+        ensure!(lost == Some(1), "{reason}: {lost:?}");
+    }
+    expect(&[capture], edges(&[TCP, UDP]).collect())
 }
 
 /// What `deploy/README.md` says of runtimes that do not know `CAP_BPF`.
