@@ -30,6 +30,8 @@ const RING_BYTES: &str = "1048576";
     name = "microshield-agent",
     version,
     args_conflicts_with_subcommands = true,
+    // Who deploys it adds options to those of the manifests: the last one counts.
+    args_override_self = true,
     subcommand_negates_reqs = true
 )]
 pub struct Args {

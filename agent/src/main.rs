@@ -8,6 +8,7 @@ use agent::{
     check, runtime,
 };
 use clap::Parser as _;
+use flow::causes::in_full;
 
 fn main() -> ExitCode {
     let mut args = Args::parse();
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            tracing::error!("{:#}", failure.error);
+            tracing::error!("{}", in_full(failure.error.as_ref()));
             ExitCode::from(failure.code)
         }
     }

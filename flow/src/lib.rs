@@ -7,6 +7,7 @@
 //! * [`wire`]: the messages between agent and generator, their bounded codec, and the bounds of what they say;
 //! * [`scope_log`]: the log of the modified Weave Scope probe;
 //! * [`segment`]: the bytes of a file of an agent's spool;
+//! * [`causes`]: errors as a line for people;
 //! * [`locate`]: on which line of a YAML or JSON text a field stands;
 //! * [`topology`]: the cluster's objects and the index that answers (address, time) → endpoint;
 //! * `logging`, behind the feature of that name: what the programs say of themselves;
@@ -19,6 +20,7 @@
 
 #[cfg(feature = "source")]
 pub mod backoff;
+pub mod causes;
 pub mod endpoint;
 pub mod locate;
 #[cfg(feature = "logging")]

@@ -26,7 +26,7 @@ pub(crate) enum Bench {
     },
     /// Flows a second into the ledger, with 10, 100 and 1,000 agents; bytes and time per flow of each encoding.
     Stream {
-        /// Passed on, such as `--agents 10,100 --edges 50000 --json`.
+        /// Passed on, such as `--agents 10,100 --edges 50000 --json`, or `--full 600000` for the memory of a full ledger (root).
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -69,7 +69,12 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         }
         Bench::Topology { args } => proc::become_program("bench-topology", &[], args),
         Bench::ScopeReport { args } => proc::become_program("bench-scope-report", &[], args),
-        Bench::Stream { args } => proc::become_program("bench-stream", &["microshield"], args),
+        Bench::Stream { args } => {
+            if args.iter().any(|arg| arg.starts_with("--full")) {
+                in_lab()?;
+            }
+            proc::become_program("bench-stream", &["microshield"], args)
+        }
         Bench::Generator { args } => {
             proc::become_program("bench-generator", &["microshield"], args)
         }

@@ -1,11 +1,13 @@
 //! MicroShield's development commands; `cargo xtask --help` lists them.
 #![forbid(unsafe_code)]
 
+mod apt;
 mod bench;
 mod demo;
 mod ebpf;
 mod fuzz;
 mod image;
+mod kubectl;
 mod proc;
 mod setup;
 mod test;
@@ -79,7 +81,9 @@ fn ebpf_and_vm(set: vm::Set, kernels: &[String], filter: &[String]) -> anyhow::R
 
 fn main() -> ExitCode {
     let result = match Cli::parse().word {
-        Word::Setup => setup::run(Scope::Everything).and_then(|()| setup::run(Scope::Machines)),
+        Word::Setup => setup::run(Scope::Everything)
+            .and_then(|()| setup::run(Scope::Machines))
+            .and_then(|()| kubectl::ensure()),
         Word::BuildEbpf => setup::run(Scope::Build).and_then(|()| ebpf::build()),
         Word::Demo => demo::run(),
         Word::Bench(bench) => bench::run(&bench),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    ebpf, fuzz, proc,
+    ebpf, fuzz, kubectl, proc,
     setup::{self, Scope},
     vm,
 };
@@ -36,7 +36,7 @@ pub(crate) fn run(with_vm: bool, filter: &[String]) -> Result<()> {
             if with_vm {
                 setup::run(Scope::Machines)?;
             }
-            Ok(())
+            if root { kubectl::ensure() } else { Ok(()) }
         }),
         ("formatting", &|| words("fmt", "--all --check", &[])),
         ("kernel programs", &ebpf::build),
@@ -79,7 +79,12 @@ pub(crate) fn run(with_vm: bool, filter: &[String]) -> Result<()> {
 /// Runs `cargo COMMAND OPTIONS REST`, the first two split at blanks.
 fn words(command: &str, options: &str, rest: &[String]) -> Result<()> {
     let split = command.split(' ').chain(options.split(' '));
-    proc::run(proc::cargo().args(split).args(rest))
+    let mut command = proc::cargo();
+    command.args(split).args(rest);
+    if let Some(kubectl) = kubectl::program() {
+        command.env("KUBECTL", kubectl);
+    }
+    proc::run(&mut command)
 }
 
 fn summary(times: &[(&str, Duration)], passed: bool) {

@@ -23,6 +23,7 @@ mod status;
 use std::{env, ffi::OsString, path::Path, process::ExitCode};
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use flow::causes::in_full;
 
 pub use self::policy_args::PolicyArgs;
 
@@ -50,10 +51,10 @@ enum Command {
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Wrong usage or input: exit code 2.
-    #[error("{0:#}")]
+    #[error("{}", in_full(.0.as_ref()))]
     Input(anyhow::Error),
     /// A negative answer, or any other failure: exit code 1.
-    #[error("{0:#}")]
+    #[error("{}", in_full(.0.as_ref()))]
     Other(anyhow::Error),
     /// A negative answer that was given on standard output: exit code 1.
     #[error("no")]

@@ -19,7 +19,12 @@ use crate::{
 };
 
 /// Take flows from agents, keep the ledger, and keep a folder of policies up to date
+// Who deploys it adds options to those of the manifests: the last one counts.
 #[derive(Debug, clap::Args)]
+#[command(
+    args_override_self = true,
+    mut_arg("namespaces", |arg| arg.overrides_with("all_namespaces"))
+)]
 pub(super) struct Args {
     /// Address and port on which agents connect
     #[arg(

@@ -314,16 +314,24 @@ async fn what_goes_wrong() -> Result<()> {
         ensure!(output.status.code() == Some(1), "{output:?}");
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    for (words, reason) in [
+    for (words, reasons) in [
         (
             ["--generator-namespace", "elsewhere"],
-            "there is no pod with the labels",
+            ["there is no pod with the labels", "--context"],
         ),
-        (["--context", "missing"], "kubeconfig"),
-        (["--kubeconfig", "/nonexistent"], "kubeconfig /nonexistent"),
+        (
+            ["--context", "missing"],
+            ["kubeconfig: ", "failed to load current context"],
+        ),
+        (
+            ["--kubeconfig", "/nonexistent"],
+            ["kubeconfig /nonexistent: ", "No such file or directory"],
+        ),
     ] {
         let said = failure(&words).await?;
-        ensure!(said.contains(reason), "{said}");
+        for reason in reasons {
+            ensure!(said.matches(reason).count() == 1, "{reason}: {said}");
+        }
     }
 
     // Nobody listens at the port.

@@ -19,7 +19,7 @@ pub(crate) fn of_kubectl() -> Vec<Trial> {
             for folder in folders() {
                 let path = deployment::folder().join(&folder);
                 let text = said(
-                    Command::new("kubectl")
+                    Command::new(kubectl_program())
                         .arg("kustomize")
                         .arg(&path)
                         .output()?,
@@ -42,7 +42,7 @@ pub(crate) fn of_kubectl() -> Vec<Trial> {
             let file = deploy.join("kustomization.yaml");
             let text = fs::read_to_string(&file)?;
             fs::write(&file, text.replace("# - components/", "- components/"))?;
-            let rendered = Command::new("kubectl")
+            let rendered = Command::new(kubectl_program())
                 .arg("kustomize")
                 .arg(&deploy)
                 .output()?;
@@ -89,20 +89,24 @@ pub(crate) fn of_helm() -> Vec<Trial> {
     ]
 }
 
-/// kubectl, with a kustomize that knows components (1.21).
+/// kubectl, with a kustomize that knows components (1.21): the program that `KUBECTL` names, or else what is installed.
 ///
 /// # Errors
 /// Why there is none.
 pub(crate) fn kubectl() -> Result<()> {
-    let output = Command::new("kubectl")
+    let output = Command::new(kubectl_program())
         .args(["version", "--client", "--output=json"])
         .output()
-        .context("kubectl is not installed")?;
+        .context("kubectl is not installed, and KUBECTL does not name it")?;
     let version: Value = serde_json::from_str(&said(output)?)?;
     let minor = version["clientVersion"]["minor"].as_str().unwrap_or("0");
     let minor: u32 = minor.trim_end_matches('+').parse()?;
     ensure!(minor >= 21, "kubectl 1.{minor} knows no components");
     Ok(())
+}
+
+fn kubectl_program() -> PathBuf {
+    env::var_os("KUBECTL").map_or_else(|| "kubectl".into(), PathBuf::from)
 }
 
 /// Helm: the program that `HELM` names, or else what is installed.

@@ -139,3 +139,29 @@ fn the_programs_accept_what_every_feature_adds() {
         serve(container(all.generator()));
     }
 }
+
+/// As `extraArgs` of the chart and patches of kustomize add them: after what the manifests say.
+#[test]
+fn what_is_added_counts_instead() {
+    let manifests = load();
+    let container_of_agent = container(manifests.agent());
+    let mut agent = words("microshield-agent", container_of_agent);
+    agent.extend(container_of_agent.args.iter().flatten().map(String::as_str));
+    agent.extend(["--topology=file=/cluster.yaml", "--spool-bytes", "1048576"]);
+    let args = Args::try_parse_from(agent).unwrap();
+    assert_eq!(args.topology.source(), Source::File("/cluster.yaml".into()));
+    assert_eq!(args.stream.spool_bytes, 1_048_576);
+
+    let mut generator = container(manifests.generator()).clone();
+    let given = generator.args.get_or_insert_default();
+    given.extend(given[1..].to_vec());
+    given.extend(["--listen=[::]:9000", "-gns", "-nshop"].map(str::to_owned));
+    let args = serve(&generator);
+    let listen: SocketAddr = *args.get_one("listen").unwrap();
+    assert_eq!(listen.to_string(), "[::]:9000");
+    let granularity = args.get_raw("granularity").unwrap().next_back();
+    assert_eq!(granularity.unwrap(), "ns");
+    let namespaces: Vec<&String> = args.get_many("namespaces").unwrap().collect();
+    assert_eq!(namespaces, ["shop"]);
+    assert!(!args.get_flag("all_namespaces"));
+}

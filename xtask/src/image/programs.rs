@@ -96,6 +96,9 @@ pub(super) fn build(arch: Arch) -> Result<PathBuf> {
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", rust_flags.join("\x1f"))
         .env("CARGO_INCREMENTAL", "0")
+        // A node pulls them: as small as optimising all at once makes them, whatever time that takes.
+        .env("CARGO_PROFILE_RELEASE_LTO", "fat")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .env(
             format!("CFLAGS_{}", triple.replace('-', "_")),
             c_flags.join(" "),

@@ -1,16 +1,17 @@
 //! Debian's kernels, unpacked from their packages and installed nowhere.
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Set;
-use crate::proc::{self, Unmet, output, target_dir};
+use crate::{
+    apt::Apt,
+    proc::{output, target_dir},
+};
 
 /// A kernel to test on.
 pub(crate) struct Kernel {
@@ -53,9 +54,6 @@ pub(crate) const KERNELS: [Kernel; 3] = [
     },
 ];
 
-/// Who signs Debian's releases.
-const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
 /// A kernel on this machine.
 pub(crate) struct Unpacked {
     /// The kernel's image.
@@ -87,10 +85,8 @@ impl Kernel {
         Ok(Unpacked { image, modules })
     }
 
-    /// A package that is half unpacked must not be taken for a whole one, so it gets its name last.
     fn fetch(&self, folder: &Path) -> Result<()> {
-        let apt = Apt::new(self.release)?;
-        proc::run(apt.command("apt-get").arg("update").arg("-q")).with_context(|| {
+        let apt = Apt::updated(self.release).with_context(|| {
             format!(
                 "Linux {} is not below {} yet, and comes from Debian's mirrors",
                 self.series,
@@ -103,95 +99,8 @@ impl Kernel {
             .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
             .map(|rest| format!("linux-image-{rest}"))
             .with_context(|| format!("{} depends on no kernel:\n{depends}", self.package))?;
-        let partial = folder.with_extension("partial");
-        if partial.exists() {
-            fs::remove_dir_all(&partial)?;
-        }
-        fs::create_dir_all(&partial)?;
-        proc::run(
-            apt.command("apt-get")
-                .args(["download", "-q", &package])
-                .current_dir(&partial),
-        )?;
-        let archive = only_file(&partial, &package)?;
-        proc::run(
-            Command::new("dpkg-deb")
-                .arg("-x")
-                .args([&archive, &partial]),
-        )?;
-        fs::remove_file(archive)?;
-        fs::rename(&partial, folder).with_context(|| folder.display().to_string())
+        apt.unpack(&package, folder)
     }
-}
-
-/// apt with lists of its own, so that this machine's are neither used nor changed.
-struct Apt {
-    folder: PathBuf,
-}
-
-impl Apt {
-    /// For a release of Debian, from wherever this machine's apt gets Debian from.
-    fn new(release: &str) -> Result<Self> {
-        let folder = target_dir().join("vm/apt").join(release);
-        for sub in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(folder.join(sub))?;
-        }
-        let known = output(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(ORIGIN) $(CODENAME) $(REPO_URI)",
-            "Identifier: Packages",
-        ]))?;
-        let sources = sources(&known, release);
-        if sources.is_empty() {
-            bail!(Unmet(
-                "apt has no source of Debian's packages, of which kernels are taken for the tests"
-                    .to_owned()
-            ));
-        }
-        fs::write(folder.join("sources.list"), sources)?;
-        Ok(Self { folder })
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        let path = |name: &str| self.folder.join(name).display().to_string();
-        for option in [
-            format!("Dir::Etc::SourceList={}", path("sources.list")),
-            "Dir::Etc::SourceParts=/dev/null".to_owned(),
-            format!("Dir::State::Lists={}", path("lists")),
-            format!("Dir::Cache={}", path("cache")),
-            // Else a mirror that cannot be reached is no error.
-            "APT::Update::Error-Mode=any".to_owned(),
-            "Acquire::Languages=none".to_owned(),
-            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
-            // Root may write below the target folder where `_apt` may not.
-            "APT::Sandbox::User=root".to_owned(),
-        ] {
-            command.args(["-o", &option]);
-        }
-        command
-    }
-}
-
-/// A line for `release` of each archive of Debian that apt knows: the main one, and that of security updates.
-fn sources(known: &str, release: &str) -> String {
-    known
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            let (origin, codename, uri) = (fields.next()?, fields.next()?, fields.next()?);
-            let suffix = match codename.split_once('-') {
-                None => "",
-                Some((_, "security")) => "-security",
-                Some(_) => return None,
-            };
-            (origin == "Debian")
-                .then(|| format!("deb [signed-by={KEYS}] {uri} {release}{suffix} main\n"))
-        })
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect()
 }
 
 /// The one file in a folder whose name begins so.
@@ -206,25 +115,5 @@ fn only_file(folder: &Path, prefix: &str) -> Result<PathBuf> {
     match found.pop() {
         Some(file) if found.is_empty() => Ok(file),
         _ => bail!("{} has not one file `{prefix}…`", folder.display()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sources_of_another_release() {
-        let known = "Debian bookworm-security http://mirror/security/\nDebian bookworm http://mirror/debian/\n\
-                     Debian bookworm http://mirror/debian/\nDebian bookworm-updates http://mirror/debian/\n\
-                     Somebody bookworm http://elsewhere/\n";
-        assert_eq!(
-            sources(known, "bullseye"),
-            format!(
-                "deb [signed-by={KEYS}] http://mirror/debian/ bullseye main\n\
-                 deb [signed-by={KEYS}] http://mirror/security/ bullseye-security main\n"
-            )
-        );
-        assert_eq!(sources("", "bullseye"), "");
     }
 }

@@ -55,10 +55,17 @@ impl Crew {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        // Before any of them connects: whoever is connected has to say who it is, and then to answer, within seconds.
+        let prepared = (0..cluster.nodes())
+            .map(|node| Ok((node, Template::all(cluster, node)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let mut prepared = prepared.into_iter();
         let mut agents = Vec::new();
-        for first in (0..cluster.nodes()).step_by(CONNECTING) {
-            let some = first..cluster.nodes().min(first + CONNECTING);
-            let joining = some.map(|node| Agent::join(address, cluster, node));
+        while prepared.len() > 0 {
+            let joining = prepared
+                .by_ref()
+                .take(CONNECTING)
+                .map(|(node, batches)| Agent::join(address, node, batches));
             agents.extend(runtime.block_on(try_join_all(joining))?);
         }
         Ok(Self { runtime, agents })
@@ -94,7 +101,7 @@ impl Crew {
 }
 
 impl Agent {
-    async fn join(address: SocketAddr, cluster: &Cluster, node: usize) -> Result<Self> {
+    async fn join(address: SocketAddr, node: usize, batches: Vec<Template>) -> Result<Self> {
         let mut request = format!("ws://{address}/agents").into_client_request()?;
         let subprotocol = HeaderValue::from_static(SUBPROTOCOL);
         request
@@ -103,12 +110,9 @@ impl Agent {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (socket, _) = client_async(request, stream).await?;
-        let batches = cluster.batches(node).into_iter();
         let mut agent = Self {
             socket,
-            batches: batches
-                .map(|batch| Template::new(&AgentMessage::Batch(batch)))
-                .collect::<Result<_>>()?,
+            batches,
             sequence: 0,
         };
         let hello = AgentMessage::Hello(Hello {
@@ -169,6 +173,14 @@ impl Agent {
 }
 
 impl Template {
+    /// All that a node's agent reports.
+    fn all(cluster: &Cluster, node: usize) -> Result<Vec<Self>> {
+        let batches = cluster.batches(node).into_iter();
+        batches
+            .map(|batch| Self::new(&AgentMessage::Batch(batch)))
+            .collect()
+    }
+
     fn new(batch: &AgentMessage) -> Result<Self> {
         let message = wire::encode(batch, Encoding::MessagePack)?;
         let moment = (MOMENT as f64).to_be_bytes();

@@ -17,10 +17,11 @@ use flow::wire::{self, AgentMessage, Encoding, MAX_BATCH_FLOWS};
 use serde::Serialize;
 
 mod agents;
+mod full;
 mod program;
 mod workload;
 
-use self::{agents::Crew, program::Generator, workload::Cluster};
+use self::{agents::Crew, full::Full, program::Generator, workload::Cluster};
 
 /// Measures the stream from the agents into the ledger.
 #[derive(Parser)]
@@ -40,6 +41,13 @@ struct Cli {
     /// Flows a second of the node whose spool of an hour is delivered.
     #[arg(long, default_value_t = 200)]
     spooled: usize,
+    /// Nothing but this (root): what a generator with a full ledger takes, as the container of the manifest; with as many agents
+    /// as the last round, and as many edges as are needed to fill it.
+    #[arg(long, value_name = "EDGES")]
+    full: Option<usize>,
+    /// The bound of that ledger, as the manifest has it.
+    #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]
+    ledger_bytes: u64,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -90,6 +98,10 @@ fn run(cli: &Cli) -> Result<()> {
         cli.edges > 0 && cli.agents.iter().all(|agents| *agents > 1),
         "an edge has two ends: at least one edge and two agents"
     );
+    if let (Some(edges), Some(&agents)) = (cli.full, cli.agents.last()) {
+        let rows = full::measure(agents, edges, cli.ledger_bytes, cli.seconds)?;
+        return print_full(cli, &rows);
+    }
     let codecs = vec![
         codec("MessagePack", Encoding::MessagePack)?,
         codec("JSON", Encoding::Json)?,
@@ -240,6 +252,34 @@ fn print(cli: &Cli, report: &Report) -> Result<()> {
             race.batches_per_second,
             race.processor_us_per_flow,
             race.resident_mib
+        )?;
+    }
+    Ok(())
+}
+
+fn print_full(cli: &Cli, rows: &[Full]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    if cli.json {
+        serde_json::to_writer(&mut stdout, rows)?;
+        writeln!(stdout)?;
+        return Ok(());
+    }
+    writeln!(
+        stdout,
+        "{:24} {:>12} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "MIB", "OBSERVATIONS", "EDGES", "LEDGER", "RSS", "COUNTED", "LIMIT"
+    )?;
+    for row in rows {
+        writeln!(
+            stdout,
+            "{:24} {:>12} {:>8} {:>8.1} {:>8.1} {:>8.1} {:>8.0}",
+            row.what,
+            row.observations,
+            row.edges,
+            row.ledger_mib,
+            row.resident_mib,
+            row.most_mib,
+            row.limit_mib
         )?;
     }
     Ok(())
