@@ -76,6 +76,7 @@ impl Loss {
                 | Self::OpenFull
                 | Self::WitnessedFull
                 | Self::SctpCallsFull
+                | Self::UdpDirectionGuessed
         )
     }
 

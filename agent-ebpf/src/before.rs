@@ -1,7 +1,7 @@
 //! Sockets that are older than the hooks, found once when the agent starts.
 //!
-//! The iterator `task_file` (`kernel/bpf/task_iter.c`, since 5.8) runs a program for every open file of every process, in
-//! whatever network namespace: its sockets are there with their owners, and no namespace need be entered. What it finds
+//! The iterator `task_file` (`kernel/bpf/task_iter.c`, since 5.8) runs a program for every open file of every process of
+//! the agent's process id namespace, in whatever network namespace: its sockets are there with their owners, and no namespace need be entered. What it finds
 //! is counted as the hooks count; what they have counted is in [`crate::maps::is_first_witness`]'s map, so that nothing is
 //! counted twice, however often the agent runs the program.
 //!
@@ -12,7 +12,7 @@ use agent_common::{
     loss::Loss,
     sctp::IPPROTO_SCTP,
     tcp::{LISTEN, is_open},
-    types::{FlowEvent, OlderSocket, Owner, UDP_SILENCE_NS, kind},
+    types::{FlowEvent, IPPROTO_UDP, OlderSocket, Owner, UDP_SILENCE_NS, kind},
 };
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, file},
@@ -28,7 +28,6 @@ use crate::{
     owner::now_ns,
     socket::{FoundSocket, Socket as _, follow, offsets, read_typed},
     tcp::{IPPROTO_TCP, connection, flow_key, listener, listener_key},
-    udp::IPPROTO_UDP,
 };
 
 offsets!(

@@ -53,7 +53,7 @@ pub(crate) static CONNECT_OWNERS: HashMap<u64, Owner, 65_536> = HashMap::new();
 #[btf_map]
 pub(crate) static OPEN: HashMap<u64, Open, FLOW_ENTRIES> = HashMap::new();
 
-/// What happened to single connections, where they are told apart. Written by the programs, read by the agent at each drain.
+/// What happened to single connections, where they are told apart. Written by the programs, read by the agent every 50 ms.
 /// When full, connections are counted in the active map instead, and [`Loss::ConnectionsAdded`] or [`Loss::ClosesLost`].
 #[btf_map]
 pub(crate) static CONNECTIONS: RingBuf<ConnectionEvent, { 1 << 20 }> = RingBuf::new();

@@ -4,7 +4,7 @@
 use agent_common::{
     address::Address,
     sctp::IPPROTO_SCTP,
-    types::{FlowKey, Owner},
+    types::{FlowKey, IPPROTO_UDP, Owner},
 };
 use aya_ebpf::{
     bindings::bpf_sock,
@@ -23,7 +23,7 @@ use crate::{
     owner::NOBODY,
     sctp,
     socket::follow,
-    udp::{self, IPPROTO_UDP},
+    udp,
 };
 
 /// What a cgroup program returns to let a packet or a call go on. No other value is returned by any.
@@ -32,7 +32,7 @@ pub(crate) const GO_ON: i32 = 1;
 const SHORTEST: usize = 28;
 
 /// Sits on packets that leave a socket (`ip_finish_output`, `ip6_finish_output`; since 4.10, with the helpers used here
-/// since 5.2). Every packet of every socket below the cgroup comes by, so TCP's are let go before anything else is done.
+/// since 5.9). Every packet of every socket below the cgroup comes by, so TCP's are let go before anything else is done.
 #[cgroup_skb(egress)]
 pub(crate) fn packet_egress(ctx: SkBuffContext) -> i32 {
     match protocol(&ctx) {

@@ -105,6 +105,12 @@ fn call(ctx: &SkBuffContext, tag: u32, local: &End, remote: &End) {
             let call = unsafe { *call };
             count_failed(&call, now);
         }
+        // To a peer with several addresses it goes to another of them.
+        // SAFETY: as above; one association's INITs are sent one after the other.
+        unsafe {
+            (&raw mut (*call).key.remote).write(remote.address);
+            (&raw mut (*call).key.port).write_volatile(remote.port);
+        }
         return;
     }
     let Owner { pid, comm, .. } = sender(ctx);

@@ -23,7 +23,7 @@ use agent_common::{
     insert::Inserted,
     loss::Loss,
     tcp::ESTABLISHED,
-    types::{OlderSocket, Peer, PeerKey, Roles, UDP_SILENCE_NS, kind},
+    types::{IPPROTO_UDP, OlderSocket, Peer, PeerKey, Roles, UDP_SILENCE_NS, kind},
 };
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE},
@@ -39,7 +39,6 @@ use crate::{
     sibling,
 };
 
-pub(crate) const IPPROTO_UDP: u8 = 17;
 /// `PACKET_BROADCAST` and `PACKET_MULTICAST` (`include/uapi/linux/if_packet.h`), of a frame that has arrived.
 const TO_MANY: core::ops::RangeInclusive<u32> = 1..=2;
 /// [`kind::CONNECTED`] of a datagram that arrives: the task is anybody, and not the one that has sent the first.
@@ -109,6 +108,8 @@ pub(crate) fn sent(ctx: &SkBuffContext) {
                 let _removed = PEERS.remove(&PeerKey { named: 1, ..key });
             }
             if goes_on {
+                // A server's, also when this peer is forgotten.
+                may_serve(ctx);
                 return;
             }
             if is_answer {

@@ -21,7 +21,7 @@ use crate::{
     args::CheckArgs,
     capabilities::{Effective, NEEDED},
     capture::{self, Hooks, Probe},
-    identity::{Mounts, sees_the_node_s_processes},
+    identity::{Mounts, knows_the_node_s_ids, sees_the_node_s_processes},
 };
 
 /// The oldest kernel: the maps of a map of maps may differ in size since then.
@@ -344,12 +344,16 @@ fn locked_memory(kernel: &str) -> Option<Finding> {
 }
 
 fn process_ids() -> Finding {
-    let node_s = sees_the_node_s_processes();
+    let node_s = knows_the_node_s_ids();
     Finding {
         what: "process ids",
         state: if node_s { State::Ok } else { State::Limited },
         found: if node_s {
             "the node's own".to_owned()
+        } else if sees_the_node_s_processes() {
+            "of the node, which is a container itself: those in records name no process here, and on hybrid nodes pods without \
+             a cgroup of version 2 are known by address only"
+                .to_owned()
         } else {
             "of a namespace: those in records name no process here, what was open before the agent started is not found, and \
              on hybrid nodes pods without a cgroup of version 2 are known by address only (hostPID is missing?)"

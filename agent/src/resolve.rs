@@ -239,7 +239,7 @@ fn sure_owner<'a>(sighting: &'a Sighting, index: &Index) -> Option<&'a Owner> {
         Owner::ContainerOfProcess(container) => {
             match (index.pod_by_uid(&container.pod_uid), by_address()) {
                 (Some(pod), Some(by_address)) => pod.uid == by_address.uid,
-                (Some(pod), None) => pod.host_network,
+                (Some(pod), None) => pod.host_network || pod.addresses.is_empty(),
                 (None, by_address) => by_address.is_none(),
             }
         }

@@ -20,7 +20,7 @@ use crate::{
     capture::{self, Capture},
     collector::{Collector, Naming, Totals},
     hold::{self, Hold},
-    identity::{Identity, Mounts, sees_the_node_s_processes},
+    identity::{Identity, Mounts, knows_the_node_s_ids},
     metrics::{Desk, Meter},
     plugin::{self, Plugin, recent::Recent},
     pulse::Pulse,
@@ -145,7 +145,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     };
     let node_check = tokio::spawn(check_node(view.clone(), node.clone()));
     let naming = Naming::new(
-        Identity::new(cgroup_root, hybrid, sees_the_node_s_processes()),
+        Identity::new(cgroup_root, hybrid, knows_the_node_s_ids()),
         Resolver::new(node.clone(), resolve, alone),
         view.clone(),
         // The position of the log goes on with what was handed over, so that has to be in order.

@@ -224,8 +224,6 @@ impl Capture {
             .ok();
         let mut search = Search::start(&mut ebpf)?;
         let program = hooks::attach(&mut ebpf, hooks, options.mode)?;
-        // From here on connections are counted, and so is what is lost.
-        let window_start = Clock::read().map_err(Error::Clock)?.now();
         let skipped = SkippedRuns::new(changes, program).map_err(map_error(name::CHANGES))?;
         // Before the programs see packets, and again at once: what the first look knows of a socket they need from the
         // beginning, and of those that are made between the looks the first datagrams may pass unseen.
@@ -262,6 +260,8 @@ impl Capture {
             at_start.insert(UDP_OPEN_BEFORE_UNKNOWN.to_owned(), 1);
         }
         memory::give_back();
+        // What is older than this was found, not seen to come about. Whoever adds up with what others saw goes by it.
+        let window_start = Clock::read().map_err(Error::Clock)?.now();
         Ok(Self {
             _ebpf: ebpf,
             hooks,

@@ -26,9 +26,6 @@ const ANSWERED_NS: u64 = 5_000_000_000;
 /// for as long as the first time lasts has been counted.
 const CALL_SILENCE_NS: u64 = 180_000_000_000;
 
-/// How long a peer may speak between the look at its silence and its being forgotten.
-const FORGETTING_NS: u64 = 100_000_000;
-
 /// From one look through the map to the next, in drains, as long as half of it is free: what left no more than half after five
 /// seconds cannot fill it in four.
 const ROUNDS: u32 = 4;
@@ -108,28 +105,17 @@ impl Peers {
         if tally.due(pace) == 0 {
             return Ok(());
         }
-        let doubtful_ns = if tally.due(pace) > tally.due(Pace::Crowd) {
-            UDP_SILENCE_NS
-        } else {
-            FORGETTING_NS
-        };
-        self.doubt_until(now_ns.saturating_add(doubtful_ns))?;
+        if tally.due(pace) > tally.due(Pace::Crowd) {
+            // Before anything is forgotten.
+            self.lack
+                .set(0, now_ns.saturating_add(UDP_SILENCE_NS), 0)
+                .map_err(map_error(name::PEERS_LACK_ROOM))?;
+        }
         let forgotten = batch::delete_where::<PeerKey, Peer>(self.map.as_fd(), |peer| {
             pace.is_due(peer, now_ns)
         })
         .map_err(Error::Peers)?;
         self.present = self.present.saturating_sub(forgotten);
-        Ok(())
-    }
-
-    /// To be called before anything is forgotten.
-    fn doubt_until(&mut self, until_ns: u64) -> Result<(), Error> {
-        let error = map_error(name::PEERS_LACK_ROOM);
-        // If a program finds no room between the two calls, it says so again with the next peer.
-        let present = self.lack.get(&0, 0).map_err(&error)?;
-        if present < until_ns {
-            self.lack.set(0, until_ns, 0).map_err(&error)?;
-        }
         Ok(())
     }
 }

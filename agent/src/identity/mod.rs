@@ -10,7 +10,7 @@ use std::{fs, path::PathBuf};
 pub use self::{
     cgroup_name::{ContainerRef, parse_cgroup_path},
     mounts::{Mounts, MountsError},
-    processes::sees_the_node_s_processes,
+    processes::{knows_the_node_s_ids, sees_the_node_s_processes},
     tree::CgroupTree,
 };
 
@@ -33,19 +33,19 @@ pub struct Identity {
     tree: CgroupTree,
     /// Whether pods may be told apart in a cgroup v1 hierarchy only.
     hybrid: bool,
-    sees_processes: bool,
+    knows_ids: bool,
 }
 
 impl Identity {
     /// Looks below `root`, a folder of the cgroup v2 hierarchy. With `hybrid`, a process that is in no pod's cgroup there
-    /// is looked up in `/proc/PID/cgroup`, which lists the v1 hierarchies too, if this process `sees_processes`, see
-    /// [`sees_the_node_s_processes`].
+    /// is looked up in `/proc/PID/cgroup`, which lists the v1 hierarchies too, if this process `knows_ids`, see
+    /// [`knows_the_node_s_ids`].
     #[must_use]
-    pub fn new(root: PathBuf, hybrid: bool, sees_processes: bool) -> Self {
+    pub fn new(root: PathBuf, hybrid: bool, knows_ids: bool) -> Self {
         Self {
             tree: CgroupTree::new(root),
             hybrid,
-            sees_processes,
+            knows_ids,
         }
     }
 
@@ -53,7 +53,7 @@ impl Identity {
     /// it is of this node.
     pub fn owner(&mut self, cgroup: u64, pid: u32) -> Option<Owner> {
         match self.tree.owner(cgroup)? {
-            Owner::Host if self.hybrid && self.sees_processes => owner_of_process(pid),
+            Owner::Host if self.hybrid && self.knows_ids => owner_of_process(pid),
             Owner::Host if self.hybrid => None,
             owner => Some(owner),
         }
@@ -98,8 +98,8 @@ mod tests {
 
         let root = tempfile::tempdir().unwrap();
         let (cgroup, pid) = (root.path().metadata().unwrap().ino(), std::process::id());
-        let owner = |hybrid, sees_processes| {
-            let mut identity = Identity::new(root.path().to_owned(), hybrid, sees_processes);
+        let owner = |hybrid, knows_ids| {
+            let mut identity = Identity::new(root.path().to_owned(), hybrid, knows_ids);
             identity.owner(cgroup, pid)
         };
         assert_eq!(owner(false, true), Some(Owner::Host));

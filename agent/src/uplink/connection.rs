@@ -21,7 +21,7 @@ use tokio_tungstenite::{
     tungstenite::{
         ClientRequestBuilder, Error as WsError, Message,
         http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL},
-        protocol::WebSocketConfig,
+        protocol::{WebSocketConfig, frame::coding::CloseCode},
     },
 };
 
@@ -97,6 +97,9 @@ pub(super) enum ConnectionError {
     /// The generator closed the connection.
     #[error("the generator closed the connection{0}")]
     Closed(String),
+    /// The generator ends, or the connection is old enough to be made anew.
+    #[error("the generator ended the connection{0}")]
+    Away(String),
     /// The generator's ledger is not the one that our numbers were given for.
     #[error("starting anew with this ledger")]
     Anew,
@@ -208,8 +211,15 @@ impl Connection {
             Message::Binary(bytes) => wire::decode(&bytes, Encoding::MessagePack)?,
             Message::Text(text) => wire::decode(text.as_bytes(), Encoding::Json)?,
             Message::Close(frame) => {
+                let is_away = frame
+                    .as_ref()
+                    .is_some_and(|frame| frame.code == CloseCode::Away);
                 let reason = frame.map_or_else(String::new, |frame| format!(": {}", frame.reason));
-                return Err(ConnectionError::Closed(reason));
+                return Err(if is_away {
+                    ConnectionError::Away(reason)
+                } else {
+                    ConnectionError::Closed(reason)
+                });
             }
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => return Ok(None),
         };

@@ -133,7 +133,11 @@ impl Uplink {
                 0 => backoff.next(&mut rand::rng()),
                 _ => Duration::ZERO,
             };
-            tracing::warn!(%url, %error, retry_in = ?wait, "not connected to the generator: flows are kept");
+            if let ConnectionError::Away(_) = &error {
+                tracing::info!(%url, %error, retry_in = ?wait, "the connection is made anew");
+            } else {
+                tracing::warn!(%url, %error, retry_in = ?wait, "not connected to the generator: flows are kept");
+            }
             if !self.wait(wait).await {
                 break;
             }

@@ -51,11 +51,14 @@ pub(crate) fn in_order(kernel: &Unpacked) -> Result<Vec<Module>> {
     for name in WANTED {
         add(name, &files, &mut seen, &mut order)?;
     }
-    ensure!(
-        order.iter().any(|module| module.name == "nf_tables"),
-        "{} has no nf_tables",
-        kernel.modules.display()
-    );
+    // Without them tests would be left out in silence. Debian's kernels have both as modules.
+    for needed in ["nf_tables", "sctp"] {
+        ensure!(
+            order.iter().any(|module| module.name == needed),
+            "{} has no {needed}",
+            kernel.modules.display()
+        );
+    }
     Ok(order)
 }
 
