@@ -36,6 +36,7 @@ use tokio_tungstenite::{
         Message,
         handshake::server::{Request, Response},
         http::HeaderValue,
+        protocol::{CloseFrame, frame::coding::CloseCode},
     },
 };
 
@@ -276,6 +277,38 @@ async fn addresses_are_tried_in_turn_and_ever_more_rarely() {
             "{wait:?} before round {round}"
         );
     }
+    uplink.abort();
+    drop(sender);
+}
+
+/// The other address may have a ledger of its own, for which all would be new.
+#[tokio::test]
+async fn a_connection_that_is_to_be_made_anew_is_made_to_the_same_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addresses = [&listener, &other].map(|listener| listener.local_addr().unwrap());
+    let (sender, uplink) = start_with_spool(folder.path(), &addresses);
+    let mut instances = Vec::new();
+    // The waits would add up if they grew.
+    let began = Instant::now();
+    for _ in 0..5 {
+        let (mut socket, hello) = accept(&listener).await;
+        instances.push(hello.instance);
+        say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+        let frame = CloseFrame {
+            code: CloseCode::Away,
+            reason: "come back".into(),
+        };
+        socket.close(Some(frame)).await.unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(5));
+    instances.dedup();
+    assert_eq!(instances.len(), 1);
+    // Who has gone for good is passed over.
+    drop(listener);
+    let (mut socket, _) = accept(&other).await;
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
     uplink.abort();
     drop(sender);
 }

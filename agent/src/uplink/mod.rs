@@ -85,6 +85,8 @@ enum Ended {
     Done,
     /// What is left is another instance's.
     NextInstance,
+    /// The generator, which had welcomed us, wants it made anew, or is about to end.
+    Away(ConnectionError),
     /// It was lost.
     Lost(ConnectionError),
 }
@@ -125,6 +127,16 @@ impl Uplink {
             let error = match self.connect_and_stream(&url, &mut backoff).await {
                 Ended::Done => break,
                 Ended::NextInstance => continue,
+                Ended::Away(error) => {
+                    // It knows our numbers, which another address may not. If it has gone, the next attempt says so.
+                    backoff.reset();
+                    let wait = backoff.next(&mut rand::rng());
+                    tracing::info!(%url, %error, retry_in = ?wait, "the connection is made anew");
+                    if !self.wait(wait).await {
+                        break;
+                    }
+                    continue;
+                }
                 Ended::Lost(error) => error,
             };
             self.next_url = (self.next_url + 1) % self.config.urls.len();
@@ -133,11 +145,7 @@ impl Uplink {
                 0 => backoff.next(&mut rand::rng()),
                 _ => Duration::ZERO,
             };
-            if let ConnectionError::Away(_) = &error {
-                tracing::info!(%url, %error, retry_in = ?wait, "the connection is made anew");
-            } else {
-                tracing::warn!(%url, %error, retry_in = ?wait, "not connected to the generator: flows are kept");
-            }
+            tracing::warn!(%url, %error, retry_in = ?wait, "not connected to the generator: flows are kept");
             if !self.wait(wait).await {
                 break;
             }
@@ -215,6 +223,8 @@ impl Uplink {
             .await;
         self.meter.connected.set(0);
         match ended {
+            Ok(Ended::Lost(error @ ConnectionError::Away(_)))
+            | Err(Ended::Lost(error @ ConnectionError::Away(_))) => Ended::Away(error),
             Ok(ended) | Err(ended) => ended,
         }
     }

@@ -145,13 +145,15 @@ impl Outbox {
         }
     }
 
-    /// The instance whose batches come next, and who named them.
+    /// The instance whose batches come next, and who named them. What is under way has its numbers within the one whose
+    /// turn it is, so until it is acknowledged no other's turn comes.
     pub(super) fn identity(&mut self) -> (String, Resolve) {
         match &mut self.kept {
             Kept::Memory {
                 instance, resolve, ..
             } => (instance.clone(), *resolve),
-            Kept::Disk(spool) => spool.identity(),
+            Kept::Disk(spool) if self.in_flight.is_empty() => spool.identity(),
+            Kept::Disk(spool) => spool.turn(),
         }
     }
 

@@ -434,3 +434,40 @@ fn what_waits_in_a_spool_that_cannot_be_written_to_holds_nothing_up() {
     let waited = outbox.seal().unwrap().unwrap();
     assert_eq!((waited.sequence, batch(&waited).flows[0].count), (2, 1));
 }
+
+/// What is under way was numbered within the instance whose turn it was; another's same numbers are other batches'.
+#[test]
+fn what_is_under_way_comes_again_under_the_same_instance() {
+    let parent = tempfile::tempdir().unwrap();
+    let (folder, away) = (parent.path().join("spool"), parent.path().join("away"));
+    let spool = |resolve| Some(Spool::open(&folder, 1 << 20, resolve).unwrap());
+    let mut earlier = Outbox::new(Resolve::Local, spool(Resolve::Local), Meter::default());
+    earlier.add(report(0, vec![record(1, 1)]));
+    earlier.close();
+    drop(earlier);
+
+    let mut outbox = Outbox::new(Resolve::Both, spool(Resolve::Both), Meter::default());
+    std::fs::rename(&folder, &away).unwrap();
+    outbox.add(report(1, vec![record(1, 2)]));
+    let (instance, resolve) = outbox.identity();
+    assert_eq!(resolve, Resolve::Both);
+    let passed_by = outbox.seal().unwrap().unwrap();
+    assert_eq!(
+        (passed_by.sequence, batch(&passed_by).flows[0].count),
+        (1, 2)
+    );
+
+    // The connection breaks, and the disk has recovered.
+    std::fs::rename(&away, &folder).unwrap();
+    assert_eq!(outbox.identity(), (instance.clone(), Resolve::Both));
+    assert_eq!(outbox.mismatch(0), None);
+    assert_eq!(outbox.unacknowledged_after(0).unwrap().sequence, 1);
+    assert!(outbox.seal().unwrap().is_none());
+    outbox.acknowledge(1).unwrap();
+    assert!(outbox.is_turn_of_another(&instance));
+    let (next, resolve) = outbox.identity();
+    assert_ne!(next, instance);
+    assert_eq!(resolve, Resolve::Local);
+    let waited = outbox.seal().unwrap().unwrap();
+    assert_eq!((waited.sequence, batch(&waited).flows[0].count), (1, 1));
+}

@@ -4,10 +4,12 @@
 //! keeps the instance and number under which it may have been sent, and none is sent under two. Batches that were never
 //! sent have no number yet; while they wait they may be merged.
 //!
-//! **What survives.** An agent that is killed at any moment loses no batch that was appended. A power failure costs at
+//! **What survives.** An agent that is killed at any moment loses no batch that was appended; what it was appending at that
+//! moment is cut off, and is no loss, because nobody was told that it is kept. A power failure costs at
 //! most what the kernel had not written back of the segment that was being appended to: a segment is synced when it is
 //! full and when it is merged, the folder before a segment's first batch is sent. So numbers are never given twice, also
-//! after a power failure, and what was acknowledged and comes back is recognised by the ledger.
+//! after a power failure, and what was acknowledged and comes back is recognised by the ledger. The two leave the same
+//! behind, so the lock says since which start of the kernel the spool is in use.
 //!
 //! **When it is full** the oldest segments that have no numbers yet are merged: equal edges are added up. If that makes
 //! them no smaller, the oldest is dropped; its connections, and the losses that it told of, are counted as lost.
@@ -21,7 +23,7 @@ use std::{
     collections::VecDeque,
     fs::{self, File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -49,6 +51,9 @@ const SPOOL_FULL: &str = "spool_full";
 /// not those that were written, or the disk does not give them back. Of a file that an earlier process left nobody knows how
 /// many they were: it counts as one.
 const SPOOL_CUT: &str = "spool_cut";
+
+/// Where the kernel says by which name this start of it goes: a UUID and a line feed.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Why the spool cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +99,7 @@ pub struct Spool {
     cursor: Option<Cursor>,
     bytes: u64,
     lost: Lost,
-    _lock: File,
+    lock: File,
 }
 
 /// What went since it was last asked for.
@@ -126,12 +131,25 @@ impl Spool {
     /// # Errors
     /// If the folder cannot be used, or is in use.
     pub fn open(directory: &Path, limit: u64, resolve: Resolve) -> Result<Self, SpoolError> {
+        // Unknown is as good as another: what is torn counts.
+        let boot = fs::read(BOOT_ID).unwrap_or_default();
+        Self::open_since(&boot, directory, limit, resolve)
+    }
+
+    /// Opens a folder under this start of the kernel.
+    fn open_since(
+        boot: &[u8],
+        directory: &Path,
+        limit: u64,
+        resolve: Resolve,
+    ) -> Result<Self, SpoolError> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(directory)
             .map_err(failed("create", directory))?;
         let lock = lock(directory)?;
+        let is_same_boot = !boot.is_empty() && says(&lock, boot);
         let mut names = Vec::new();
         for entry in fs::read_dir(directory).map_err(failed("read", directory))? {
             let entry = entry.map_err(failed("read", directory))?;
@@ -156,22 +174,29 @@ impl Spool {
             cursor: None,
             bytes: 0,
             lost: Lost::default(),
-            _lock: lock,
+            lock,
         };
+        let newest = names.last().cloned();
         for name in names {
             let known = spool.segments.back();
             if known.is_some_and(|known| name.last <= known.name.last) {
                 spool.remove_file(&name)?;
             } else {
                 spool.next_id = name.last + 1;
-                spool.load(name)?;
+                let was_appended_to = is_same_boot && newest.as_ref() == Some(&name);
+                spool.load(name, was_appended_to)?;
             }
+        }
+        // Last, so that an agent that is killed before takes nothing for whole.
+        if !is_same_boot && let Err(error) = say(&spool.lock, boot) {
+            tracing::debug!(%error, "the lock does not say since when the spool is in use");
         }
         Ok(spool)
     }
 
-    /// Takes a segment over from an earlier process. What is torn is cut off.
-    fn load(&mut self, name: Name) -> Result<(), SpoolError> {
+    /// Takes a segment over from an earlier process. What is torn is cut off: it is lost, unless it is no more than the
+    /// beginning of what that process was about to append when it was killed.
+    fn load(&mut self, name: Name, was_appended_to: bool) -> Result<(), SpoolError> {
         let path = self.path(&name);
         let (bytes, is_whole) = segment::read(&path).map_err(failed("read", &path))?;
         let Some(parsed) = parse(&bytes) else {
@@ -179,14 +204,20 @@ impl Spool {
             self.lose(SPOOL_CUT, 1);
             return self.remove_file(&name);
         };
-        if !is_whole || parsed.good_bytes < bytes.len() as u64 {
-            tracing::error!(
-                path = %path.display(),
-                at = parsed.good_bytes,
-                bytes = bytes.len(),
-                "the end of a segment is torn: cut off"
-            );
-            self.lose(SPOOL_CUT, 1);
+        let torn = bytes.len() as u64 - parsed.good_bytes;
+        if !is_whole || torn > 0 {
+            let rest = &bytes[bytes.len() - usize::try_from(torn).unwrap_or(0)..];
+            if is_whole && was_appended_to && segment::is_beginning(rest) {
+                tracing::info!(path = %path.display(), bytes = torn, "a batch that was not written to its end is left out");
+            } else {
+                tracing::error!(
+                    path = %path.display(),
+                    at = parsed.good_bytes,
+                    bytes = bytes.len(),
+                    "the end of a segment is torn: cut off"
+                );
+                self.lose(SPOOL_CUT, 1);
+            }
             let file = OpenOptions::new().write(true).open(&path);
             // Nothing is appended to it, so what is behind the good bytes does no harm.
             if let Err(error) = file.and_then(|file| file.set_len(parsed.good_bytes)) {
@@ -250,7 +281,7 @@ impl Spool {
             numbers: None,
         };
         let path = self.path(&name);
-        self.tail = Some(segment::create(&path, self.resolve).map_err(failed("create", &path))?);
+        self.tail = Some(segment::begin(&path, self.resolve).map_err(failed("create", &path))?);
         self.next_id += 1;
         self.bytes += segment::HEADER_BYTES;
         self.segments.push_back(Segment {
@@ -409,6 +440,7 @@ fn add(losses: &mut Losses, reason: &str, count: u64) {
 fn lock(directory: &Path) -> Result<File, SpoolError> {
     let path = directory.join("lock");
     let file = OpenOptions::new()
+        .read(true)
         .write(true)
         .create(true)
         .truncate(false)
@@ -422,6 +454,19 @@ fn lock(directory: &Path) -> Result<File, SpoolError> {
         }),
         Err(TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
     }
+}
+
+/// Whether a file has these bytes and no others.
+fn says(file: &File, bytes: &[u8]) -> bool {
+    let mut there = vec![0; bytes.len() + 1];
+    let read = file.read_at(&mut there, 0);
+    read.is_ok_and(|read| &there[..read] == bytes)
+}
+
+/// Has a file say nothing else. Cut short, it says what no kernel does.
+fn say(file: &File, bytes: &[u8]) -> io::Result<()> {
+    file.set_len(0)?;
+    file.write_all_at(bytes, 0)
 }
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> SpoolError + 'a {

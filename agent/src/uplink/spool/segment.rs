@@ -4,7 +4,7 @@
 //! that begins, as one ends that is torn.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
@@ -18,6 +18,23 @@ use flow::{
 
 /// The largest file that is read: what two full segments merge into, and one more message.
 const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// The extension of a file that has no whole header yet: no segment's name ends so.
+const UNFINISHED: &str = "tmp";
+
+/// Makes a file with nothing but its header, which it has from the moment on at which it has its name.
+pub(super) fn begin(path: &Path, resolve: Resolve) -> io::Result<File> {
+    let unfinished = path.with_extension(UNFINISHED);
+    let begun = create(&unfinished, resolve).and_then(|file| {
+        fs::rename(&unfinished, path)?;
+        Ok(file)
+    });
+    if begun.is_err() {
+        // On a full disk every block is needed; on one that cannot be written to there is nothing to remove.
+        let _ = fs::remove_file(&unfinished);
+    }
+    begun
+}
 
 /// Makes a file with nothing but its header.
 pub(super) fn create(path: &Path, resolve: Resolve) -> io::Result<File> {
@@ -38,6 +55,14 @@ pub(super) fn append(file: &File, end: u64, entry: &Entry) -> io::Result<()> {
         file.set_len(end)?;
     }
     written
+}
+
+/// Whether bytes that are no whole entry may be the beginning of one: the file ends before it does.
+pub(super) fn is_beginning(bytes: &[u8]) -> bool {
+    match bytes.split_first_chunk() {
+        None => true,
+        Some((head, rest)) => message_bytes(head).is_some_and(|length| rest.len() < length),
+    }
 }
 
 /// Opens a file for reading; `None` if there is none that could be read.

@@ -48,6 +48,14 @@ impl Spool {
         (self.turn.clone(), resolve)
     }
 
+    /// The instance whose turn it is already, and who named its flows.
+    pub(in crate::uplink) fn turn(&self) -> (String, Resolve) {
+        let mut segments = self.segments.iter();
+        let segment = segments.find(|segment| instance_of(segment) == self.turn);
+        let resolve = segment.map_or(self.resolve, |segment| segment.resolve);
+        (self.turn.clone(), resolve)
+    }
+
     /// Whether a batch may have the next number of this process's own instance without being in the spool: it is that one's
     /// turn, and everything that has a smaller number was taken for sending.
     pub(in crate::uplink) fn may_pass(&self) -> bool {
@@ -223,7 +231,7 @@ impl Spool {
     /// # Errors
     /// If a file cannot be renamed.
     pub(in crate::uplink) fn start_anew(&mut self) -> Result<(), SpoolError> {
-        let (old, _) = self.identity();
+        let old = self.turn.clone();
         let new = new_instance();
         for position in 0..self.segments.len() {
             let segment = &self.segments[position];
@@ -238,8 +246,9 @@ impl Spool {
             }
         }
         if self.instance == old {
-            self.instance = new;
+            self.instance.clone_from(&new);
         }
+        self.turn = new;
         self.sync_directory()
     }
 

@@ -163,8 +163,25 @@ fn every_batch_arrives_once_over_crashes_of_either_side() {
     }
 }
 
+/// Names for starts of a kernel, as it gives them.
+const BOOTS: [&str; 2] = [
+    "a3b5a1f0-6a3e-4b5e-9a44-0d2f6d3c1b11\n",
+    "0f8b2c77-1d0e-4c39-8f3b-7e52a9d4c022\n",
+];
+
+fn open_since(boot: &str, folder: &Path) -> Spool {
+    Spool::open_since(boot.as_bytes(), folder, MIN_SPOOL_BYTES, Resolve::Both).unwrap()
+}
+
+/// What an agent was appending when it was killed nobody was told of; what a power failure took was kept.
 #[test]
 fn a_torn_end_is_cut_and_what_is_before_it_stays() {
+    for is_same_boot in [true, false] {
+        cut_at_every_length(is_same_boot);
+    }
+}
+
+fn cut_at_every_length(is_same_boot: bool) {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = open(folder.path());
     for port in 1..=3 {
@@ -184,14 +201,18 @@ fn a_torn_end_is_cut_and_what_is_before_it_stays() {
         .collect();
     assert_eq!(ends[2], whole.len() as u64);
     for length in 0..=whole.len() {
+        drop(open_since(BOOTS[0], folder.path()));
         fs::write(&path, &whole[..length]).unwrap();
-        let mut spool = open(folder.path());
+        let mut spool = open_since(BOOTS[usize::from(!is_same_boot)], folder.path());
         let left = ends.iter().filter(|end| **end <= length as u64).count();
         assert_eq!(spool.batches(), left as u64, "cut at {length}");
         let at_an_end =
             left > 0 && ends.contains(&(length as u64)) || length as u64 == segment::HEADER_BYTES;
         let lost = spool.take_losses().here.get(SPOOL_CUT).copied();
-        assert_eq!(lost, (!at_an_end).then_some(1), "cut at {length}");
+        // No file has the name of a segment before it has its header.
+        let is_beginning = is_same_boot && length as u64 > segment::HEADER_BYTES;
+        let expected = (!at_an_end && !is_beginning).then_some(1);
+        assert_eq!(lost, expected, "cut at {length}");
         // What comes after it is whole.
         spool.append(&entry(9, 9)).unwrap();
         drop(spool);
@@ -206,6 +227,62 @@ fn a_torn_end_is_cut_and_what_is_before_it_stays() {
             fs::remove_file(folder.path().join(name)).unwrap();
         }
     }
+}
+
+#[test]
+fn what_was_damaged_or_torn_before_the_end_counts_on_the_same_boot_too() {
+    for damaged in [0, 1] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spool = open_since(BOOTS[0], folder.path());
+        two_segments(&mut spool);
+        spool.append(&entry(1, 1)).unwrap();
+        let path = spool.path(&spool.segments[damaged].name);
+        drop(spool);
+        let mut bytes = fs::read(&path).unwrap();
+        if damaged == 0 {
+            bytes.pop();
+        } else {
+            *bytes.last_mut().unwrap() ^= 1;
+        }
+        fs::write(&path, bytes).unwrap();
+        let lost = open_since(BOOTS[0], folder.path()).take_losses().here;
+        assert_eq!(lost, Losses::from([(SPOOL_CUT.to_owned(), 1)]));
+    }
+}
+
+#[test]
+fn a_lock_that_says_nothing_or_something_else_is_of_another_boot() {
+    let folder = tempfile::tempdir().unwrap();
+    let lock = folder.path().join("lock");
+    let longer = format!("{}x", BOOTS[0]);
+    for said in ["", "a3b5", BOOTS[1], &longer] {
+        let mut spool = open_since(BOOTS[0], folder.path());
+        spool.append(&entry(1, 1)).unwrap();
+        let path = spool.path(&spool.segments[0].name);
+        drop(spool);
+        fs::write(&path, &fs::read(&path).unwrap()[..30]).unwrap();
+        fs::write(&lock, said).unwrap();
+        let lost = open_since(BOOTS[0], folder.path()).take_losses().here;
+        assert_eq!(lost, Losses::from([(SPOOL_CUT.to_owned(), 1)]), "{said:?}");
+        assert_eq!(fs::read_to_string(&lock).unwrap(), BOOTS[0]);
+    }
+}
+
+#[test]
+fn a_segment_that_cannot_be_begun_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    // A folder with something in it is in the way of the name.
+    let name = format!("{:016x}-{:016x}.waiting", spool.next_id, spool.next_id);
+    fs::create_dir_all(folder.path().join(&name).join("x")).unwrap();
+    spool.append(&entry(1, 1)).unwrap_err();
+    assert_eq!(
+        (files(folder.path()), spool.batches()),
+        (vec![name.clone()], 0)
+    );
+    fs::remove_dir_all(folder.path().join(name)).unwrap();
+    spool.append(&entry(1, 1)).unwrap();
+    assert_eq!(spool.batches(), 1);
 }
 
 #[test]
