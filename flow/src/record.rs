@@ -31,7 +31,8 @@ pub struct FlowRecord {
     pub dst: Endpoint,
     /// The transport protocol; default TCP.
     pub protocol: Protocol,
-    /// Which end's socket was observed; default [`Direction::Ingress`].
+    /// Which end's socket was observed; default [`Direction::Ingress`], and [`Direction::Egress`] where the server alone is
+    /// outside of the cluster, where nobody observes.
     pub direction: Direction,
     /// Whether the connections came about; default [`Outcome::Established`].
     pub outcome: Outcome,
@@ -202,7 +203,7 @@ pub(crate) struct RecordJson<E = EndpointJson> {
     #[serde(default)]
     protocol: Protocol,
     #[serde(default)]
-    direction: Direction,
+    direction: Option<Direction>,
     #[serde(default)]
     outcome: Outcome,
     #[serde(default = "one")]
@@ -234,7 +235,7 @@ impl From<FlowRecord> for RecordJson {
             src: record.src.into(),
             dst: record.dst.into(),
             protocol: record.protocol,
-            direction: record.direction,
+            direction: Some(record.direction),
             outcome: record.outcome,
             count: record.count,
             first_seen: Some(record.first_seen),
@@ -269,14 +270,16 @@ impl<E> RecordJson<E> {
         if self.tuple.dst_port == 0 {
             return Err("`tuple.dst_port` is 0: the server's port is missing".into());
         }
+        let src = endpoint(self.src, self.tuple.src_addr)?;
+        let dst = endpoint(self.dst, self.tuple.dst_addr)?;
         Ok(FlowRecord {
-            src: endpoint(self.src, self.tuple.src_addr)?,
-            dst: endpoint(self.dst, self.tuple.dst_addr)?,
+            direction: self.direction.unwrap_or_else(|| observable_end(&src, &dst)),
+            src,
+            dst,
             timestamp: self.timestamp,
             hostname: self.hostname,
             tuple: self.tuple,
             protocol: self.protocol,
-            direction: self.direction,
             outcome: self.outcome,
             count: self.count,
             first_seen,
@@ -286,6 +289,15 @@ impl<E> RecordJson<E> {
             via: self.via,
             connection: self.connection,
         })
+    }
+}
+
+/// The end that an observer who does not say which it was has seen: one in the cluster, and of two of them the server.
+fn observable_end(src: &Endpoint, dst: &Endpoint) -> Direction {
+    match (src, dst) {
+        (Endpoint::External(_), _) => Direction::Ingress,
+        (_, Endpoint::External(_)) => Direction::Egress,
+        _ => Direction::Ingress,
     }
 }
 
@@ -317,6 +329,28 @@ mod tests {
         let selector = &service.as_ref().unwrap().selector;
         assert_eq!(selector["name"], "catalogue");
         assert_eq!(selector["tier"], "web");
+    }
+
+    #[test]
+    fn a_record_without_direction_was_seen_at_the_end_in_the_cluster() {
+        let pod = r#"{"pod": {"id": "1", "labels": {}, "namespace": "shop", "name": "web"}, "service": {}}"#;
+        let nobody = r#"{"pod": {}, "service": {}}"#;
+        for (src, dst, expected) in [
+            (pod, nobody, Direction::Egress),
+            (nobody, pod, Direction::Ingress),
+            (pod, pod, Direction::Ingress),
+            (nobody, nobody, Direction::Ingress),
+        ] {
+            let text = format!(
+                r#"{{"timestamp": 1, "hostname": "node-1", "src": {src}, "dst": {dst}, "tuple":
+                {{"src_addr": "10.0.0.1", "src_port": 1, "dst_addr": "10.0.0.2", "dst_port": 80}}}}"#
+            );
+            let record: FlowRecord = serde_json::from_str(&text).unwrap();
+            assert_eq!(record.direction, expected, "{src} -> {dst}");
+            let said = text.replacen('{', r#"{"direction": "ingress","#, 1);
+            let record: FlowRecord = serde_json::from_str(&said).unwrap();
+            assert_eq!(record.direction, Direction::Ingress);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -98,7 +98,15 @@ impl Apt {
                 .args([&archive, &partial]),
         )?;
         fs::remove_file(archive)?;
-        fs::rename(&partial, folder).with_context(|| folder.display().to_string())
+        replace(&partial, folder).with_context(|| folder.display().to_string())
+    }
+}
+
+/// Gives a folder another's name. That one goes first, because a folder takes the place of empty ones only.
+fn replace(new: &Path, old: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(old) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => fs::rename(new, old),
     }
 }
 
@@ -125,6 +133,19 @@ fn sources(known: &str, release: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_is_replaced_whether_it_is_there_or_not() {
+        let here = target_dir().join(format!("replace-{}", std::process::id()));
+        let (new, old) = (here.join("new"), here.join("old"));
+        for content in ["first", "second"] {
+            fs::create_dir_all(&new).unwrap();
+            fs::write(new.join("file"), content).unwrap();
+            replace(&new, &old).unwrap();
+            assert_eq!(fs::read_to_string(old.join("file")).unwrap(), content);
+        }
+        fs::remove_dir_all(here).unwrap();
+    }
 
     #[test]
     fn sources_of_another_release() {

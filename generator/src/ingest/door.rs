@@ -30,6 +30,24 @@ struct Unknown {
     crowded: bool,
 }
 
+/// Whether it was said that some are sent away, since there were few the last time.
+#[derive(Debug, Default)]
+pub(super) struct Crowd {
+    is_said: bool,
+}
+
+impl Crowd {
+    /// One is sent away: whether that is to be said.
+    pub(super) const fn is_news(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_said, true)
+    }
+
+    /// One is let in, where there may be `many` by now.
+    pub(super) const fn let_in(&mut self, many: bool) {
+        self.is_said &= many;
+    }
+}
+
 /// A connection that has not shown yet who it is.
 #[derive(Debug)]
 pub(super) struct Stranger {
@@ -56,6 +74,11 @@ impl Door {
             address,
             number,
         })
+    }
+
+    /// Whether half of the room is taken.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.lock().is_half_full()
     }
 
     /// Nothing panics while it is held.
@@ -94,8 +117,12 @@ impl Unknown {
             self.by_address.remove(&address);
         }
         self.all -= 1;
-        self.crowded &= self.all >= MAX_UNKNOWN / 2;
+        self.crowded &= self.is_half_full();
         Some(ended)
+    }
+
+    const fn is_half_full(&self) -> bool {
+        self.all >= MAX_UNKNOWN / 2
     }
 }
 
@@ -142,6 +169,26 @@ mod tests {
         drop(silent);
         let unknown = door.lock();
         assert!(unknown.all == 0 && unknown.by_address.is_empty() && !unknown.crowded);
+    }
+
+    #[test]
+    fn it_is_said_once_that_there_are_too_many_until_there_are_few() {
+        let mut crowd = Crowd::default();
+        assert!(crowd.is_news());
+        assert!(!crowd.is_news());
+        // One that leaves and one that comes change nothing.
+        crowd.let_in(true);
+        assert!(!crowd.is_news());
+        crowd.let_in(false);
+        assert!(crowd.is_news());
+
+        let door = Door::default();
+        let mut standing: Vec<_> = (0..MAX_UNKNOWN / 2)
+            .map(|number| enter(&door, number).unwrap())
+            .collect();
+        assert!(door.is_half_full());
+        standing.pop();
+        assert!(!door.is_half_full());
     }
 
     #[test]

@@ -29,7 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use self::{
-    door::{Door, Stranger},
+    door::{Crowd, Door, Stranger},
     ends::Ends,
 };
 pub use self::{
@@ -84,7 +84,7 @@ impl Server {
         let ends = Ends::default();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
-        let mut crowded = false;
+        let mut crowd = Crowd::default();
         let mut stopped = stop.clone();
         loop {
             let accepted = tokio::select! {
@@ -109,21 +109,20 @@ impl Server {
             let stranger = door.enter(peer.ip(), handle);
             let place = Arc::clone(&places).try_acquire_owned();
             let (Some(stranger), Ok(place)) = (stranger, place) else {
-                if !crowded {
+                if crowd.is_news() {
                     warn!(
                         %peer,
                         open = MAX_CONNECTIONS - places.available_permits(),
                         "too many connections: more are sent away"
                     );
                 }
-                crowded = true;
                 // Who expects TLS would take the answer for a part of it.
                 if desk.gate.tls().is_none() {
                     send_away(&stream);
                 }
                 continue;
             };
-            crowded = false;
+            crowd.let_in(door.is_half_full() || places.available_permits() < MAX_CONNECTIONS / 2);
             let visit = Visit {
                 peer,
                 stranger,

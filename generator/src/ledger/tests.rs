@@ -87,6 +87,8 @@ fn selector_by(words: &[(&str, &str, u64)]) -> (String, Vec<u16>) {
     (selector, disputed.map(|edge| edge.port).collect())
 }
 
+const DAY: u64 = 24 * 60 * 60;
+
 #[test]
 fn a_service_selects_what_most_nodes_say() {
     for (words, selector, disputed) in [
@@ -115,6 +117,18 @@ fn a_service_selects_what_most_nodes_say() {
         ),
         (&[("a", "old", 1), ("b", "new", 3)], "new", &[]),
         (&[("a", "old", 1), ("a", "new", 2)], "new", &[]),
+        // Nodes that are gone have no voice beside one that is there, which it is also by other words.
+        (
+            &[("a", "old", 1), ("b", "old", 2), ("c", "new", 9 * DAY)],
+            "new",
+            &[],
+        ),
+        (
+            &[("a", "old", 1), ("b", "old", 2), ("c", "new", 7 * DAY)],
+            "old",
+            &[3],
+        ),
+        (&[("a", "old", 1)], "old", &[]),
     ] {
         assert_eq!(
             selector_by(words),

@@ -98,12 +98,14 @@ pub(super) fn render(
     Ok(Rendered::Record)
 }
 
-/// A node that tracks connections sees those that its pods open, and those that come to its pods from elsewhere.
+/// A node that tracks connections sees those that its pods open, and those that come to its pods from elsewhere. Nobody's
+/// address is elsewhere, even where it is not known on which node the pods are.
 fn direction(hostname: &str, seen: &Seen<'_>, src: &Name, dst: &Name) -> Direction {
     let is_here = |name: &Name| name.node.as_deref() == Some(hostname);
     match seen {
         Seen::Accepted(_) => Direction::Ingress,
         Seen::Connected(_) => Direction::Egress,
+        Seen::Tracked { .. } if !src.is_known => Direction::Ingress,
         Seen::Tracked { .. } if is_here(dst) && !is_here(src) => Direction::Ingress,
         Seen::Tracked { .. } => Direction::Egress,
     }

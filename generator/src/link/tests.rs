@@ -307,6 +307,44 @@ fn a_call_of_a_service_is_translated_to_the_backend_that_answered() {
 }
 
 #[test]
+fn a_tracked_connection_with_nobody_known_was_seen_at_the_known_end() {
+    let mut objects = file::load(&fixture("cluster.yaml")).unwrap().objects;
+    for pod in &mut objects.pods {
+        pod.identity.node = None;
+    }
+    let line = |client: &str, server: &str| {
+        format!(
+            "<probe> INFO: 2022/08/18 03:24:12.5 [CONN] [conntrack] \
+             {{node-1|UPDATE|ESTABLISHED|{client}|40000|{server}|{server}|{client}|40000|7}}\n"
+        )
+    };
+    let log = [
+        line("203.0.113.7", "10.0.1.112|80"),
+        line("10.0.1.112", "203.0.113.8|443"),
+    ]
+    .concat();
+    let options = Options {
+        external: true,
+        ..options(1)
+    };
+    let (records, _) = run(log.as_bytes(), &topology(objects), options).unwrap();
+    let directions: Vec<Direction> = parsed(&records)
+        .iter()
+        .map(|record| record.direction)
+        .collect();
+    assert_eq!(directions, [Direction::Ingress, Direction::Egress]);
+    // Hand-made records do not say it.
+    let silent = records.replace(r#""direction":"ingress","#, "");
+    let silent = silent.replace(r#""direction":"egress","#, "");
+    for records in [records, silent] {
+        let made = policies(&records, "sock-shop", Granularity::Service).concat();
+        for address in ["203.0.113.7/32", "203.0.113.8/32"] {
+            assert!(made.contains(address), "{made}");
+        }
+    }
+}
+
+#[test]
 fn an_address_is_whose_it_was_then() {
     let mut objects = file::load(&fixture("cluster.yaml")).unwrap().objects;
     let of_catalogue = |pod: &flow::topology::Pod| pod.identity.name.starts_with("catalogue-5");

@@ -154,7 +154,8 @@ impl Builder<'_> {
         }
         let ignores_node = self.options.own_node == OwnNode::Ignore;
         let own_node = (ignores_node && is_from_own_node(edge)).then_some(Reason::OwnNode);
-        let stranger = edge.is_by_a_stranger().then_some(Reason::Stranger);
+        let is_by_a_stranger = edge.is_by_a_stranger() || self.is_hearsay(index, edge);
+        let stranger = is_by_a_stranger.then_some(Reason::Stranger);
         if let Some(reason) = own_node.or(stranger).or(left_out) {
             if own_node.is_some() || !self.is_allowed_query(index, edge) {
                 self.notices.insert(Notice::new(edge, reason));
@@ -172,6 +173,23 @@ impl Builder<'_> {
         if edge.is_disputed {
             self.notices.insert(Notice::new(edge, Reason::Disputed));
         }
+    }
+
+    /// Whether a policy of one end would have to let a pod of the other through by its addresses, and only that pod's agent
+    /// tells of it: the pod may not exist.
+    fn is_hearsay(&self, index: u32, edge: &Edge) -> bool {
+        let (client, server) = self.ends.of_edge(index);
+        [
+            (Direction::Egress, edge.seen_by_client, client, server),
+            (Direction::Ingress, edge.seen_by_server, server, client),
+        ]
+        .into_iter()
+        .any(|(direction, seen_inside, inside, outside)| {
+            let mut targets = inside.targets.as_deref().unwrap_or_default().iter();
+            seen_inside == 0
+                && matches!(outside.peers, Ok(Peers::Unlabelled))
+                && targets.any(|target| !self.is_covered(*target, direction, edge))
+        })
     }
 
     /// Whether a policy of either end governs pods of other workloads as well.

@@ -42,7 +42,8 @@ pub enum Reason {
     NoBackends,
     /// The namespace's name is not one that Kubernetes accepts.
     InvalidNamespace,
-    /// Only the agent of one end has seen it, and it does not know whose end that is.
+    /// Only the agent of one end has seen it, and that end could only be allowed by its address: it is not known whose it is,
+    /// or that of a pod which has no label that outlives a rollout.
     Stranger,
     /// Seen less often than was asked for.
     Rare,
@@ -86,7 +87,7 @@ impl fmt::Display for Reason {
             }
             Self::InvalidNamespace => "left out: not the name of a namespace",
             Self::Stranger => {
-                "left out: only one end's agent saw it, and could not tell whose address its end has"
+                "left out: only one end's agent saw it, and its end could be allowed by an address alone"
             }
             Self::Rare => "left out: seen less often than --min-count asks for",
             Self::Old => "left out: not seen since the time that --since gives",

@@ -29,9 +29,10 @@ pub(super) fn begin(path: &Path, resolve: Resolve) -> io::Result<File> {
         fs::rename(&unfinished, path)?;
         Ok(file)
     });
-    if begun.is_err() {
-        // On a full disk every block is needed; on one that cannot be written to there is nothing to remove.
-        let _ = fs::remove_file(&unfinished);
+    if begun.is_err()
+        && let Err(error) = fs::remove_file(&unfinished)
+    {
+        tracing::debug!(%error, "the beginning of a segment stays");
     }
     begun
 }

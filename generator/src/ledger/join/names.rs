@@ -6,12 +6,13 @@
 //!
 //! A service is on no node, so everybody who speaks of it is heard, each with its newest word, and what it selects is what most
 //! nodes say: one of them cannot have all others' policies select what it likes. Where as many say one thing as another it is
-//! the newest of both. A change is followed as soon as most of those have spoken that speak of the service; until then an edge
+//! the newest of both. Nodes come and go: one of which nothing was seen for long has no voice where others have. A change is followed as soon as most of those have spoken that speak of the service; until then an edge
 //! whose own word is newer than the one that stands is [disputed](crate::ledger::Edge::is_disputed).
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     sync::Arc,
+    time::Duration,
 };
 
 use flow::{
@@ -44,14 +45,22 @@ type Told<'a> = (Timestamp, &'a Arc<Service>);
 /// Of each service what each node said last.
 type Hearing<'a> = BTreeMap<(&'a str, &'a str), BTreeMap<&'a str, Told<'a>>>;
 
+/// A node is gone of which nothing was seen for so long before the newest of all: a week, in which all that is regular
+/// happens, and a day.
+const GONE: Duration = Duration::from_secs(8 * 24 * 60 * 60);
+
 impl<'a> Names<'a> {
     /// The sightings must come in an order that does not depend on when they were observed: it decides between equally old
     /// details.
     pub(super) fn new(sightings: &[Sighting<'a>]) -> Self {
         let mut pods = BTreeMap::new();
         let mut hearing = Hearing::new();
+        let mut heard = BTreeMap::<&str, Timestamp>::new();
         for sighting in sightings {
             let last_seen = sighting.observation.last_seen;
+            let node = &*sighting.observation.names.hostname;
+            let newest = heard.entry(node).or_default();
+            *newest = last_seen.max(*newest);
             let (client, server) = match sighting.observation.key.direction {
                 Direction::Egress => (Side::Own, Side::Other),
                 Direction::Ingress => (Side::Other, Side::Own),
@@ -71,14 +80,19 @@ impl<'a> Names<'a> {
                     let of_service = hearing
                         .entry((service.namespace.as_str(), service.name.as_str()))
                         .or_default();
-                    let node = &*sighting.observation.names.hostname;
                     keep(of_service.entry(node), last_seen, service);
                 }
             }
         }
-        let services = hearing
-            .into_iter()
-            .filter_map(|(name, words)| Some((name, prevailing(words.into_values())?)));
+        let newest = heard.values().max().copied().unwrap_or_default();
+        let since = newest.saturating_sub(GONE);
+        let services = hearing.into_iter().filter_map(|(name, mut words)| {
+            let is_there = |node: &&str| heard[*node] >= since;
+            if words.keys().any(is_there) {
+                words.retain(|node, _| is_there(node));
+            }
+            Some((name, prevailing(words.into_values())?))
+        });
         Self {
             pods,
             services: services.collect(),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     evaluate::{Policies, Proof, World, prove},
-    samples::{at, dual_stack},
+    samples::dual_stack,
 };
 
 /// What the policies without the lines that contain `without` do to the edges.
@@ -36,11 +36,11 @@ fn a_pod_without_labels_is_allowed_at_all_its_addresses() {
     let mut records = [
         at(
             ("10.0.0.1", "10.0.0.5"),
-            record(Ingress, web.clone(), bare.clone(), 80, 1),
+            record(Egress, web.clone(), bare.clone(), 80, 1),
         ),
         at(
             ("2001:db8::1", "2001:db8::5"),
-            record(Ingress, web.clone(), bare.clone(), 80, 1),
+            record(Egress, web.clone(), bare.clone(), 80, 1),
         ),
     ];
     let options = options("shop", Granularity::Service);
@@ -62,7 +62,7 @@ fn a_pod_without_labels_is_allowed_at_all_its_addresses() {
         assert_eq!(proof(&edges, &options, "2001:db8::5").denied.len(), 1);
     }
     // One end has no address of the other family.
-    let single = record(Ingress, dual_stack(db(), &["10.0.0.2"]), bare, 80, 1);
+    let single = record(Egress, dual_stack(db(), &["10.0.0.2"]), bare, 80, 1);
     check(
         [at(("10.0.0.2", "10.0.0.5"), single)],
         &[

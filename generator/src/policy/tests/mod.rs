@@ -24,7 +24,7 @@ use k8s_openapi::{
 use super::*;
 use crate::ledger::Edge;
 use crate::samples::{
-    address, bare, host_pod, labels, ledger, node, pod, record, served, service, synthesise,
+    address, at, bare, host_pod, labels, ledger, node, pod, record, served, service, synthesise,
     unlabelled, without_selector,
 };
 
@@ -533,6 +533,44 @@ fn nobody_is_let_in_by_the_word_of_one_who_cannot_say_who_it_is() {
     let of_node = record(Egress, node("node-1"), db(), 3306, 1);
     let rule = format!("policy-db < {}/32 3306/TCP", of_node.tuple.src_addr);
     check([of_node], &["policy-db {app=db}", &rule]);
+}
+
+#[test]
+fn the_address_of_a_pod_without_labels_takes_more_than_its_own_agents_word() {
+    let job = || unlabelled("bank", "job", "node-1");
+    check(
+        [
+            at(
+                ("203.0.113.9", "10.0.0.2"),
+                record(Egress, job(), db(), 3306, 1),
+            ),
+            at(
+                ("10.0.0.1", "203.0.113.9"),
+                record(Ingress, web(), job(), 443, 1),
+            ),
+        ],
+        &[
+            "Stranger: bank/job-node-1-unlabelled -> shop/db-node-2:3306",
+            "Stranger: shop/web-node-1 -> bank/job-node-1-unlabelled:443",
+        ],
+    );
+    check(
+        [
+            at(
+                ("10.0.0.9", "10.0.0.2"),
+                record(Egress, job(), db(), 3306, 1),
+            ),
+            at(
+                ("10.0.0.9", "10.0.0.2"),
+                record(Ingress, job(), db(), 3306, 1),
+            ),
+        ],
+        &[
+            "policy-db {app=db}",
+            "policy-db < 10.0.0.9/32 3306/TCP",
+            "ByAddress: bank/job-node-1-unlabelled -> shop/db-node-2:3306",
+        ],
+    );
 }
 
 #[test]
