@@ -31,7 +31,7 @@ use super::cluster::Cluster;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long to wait for the reason of a way that is known to be cut.
-const REASON: Duration = Duration::from_millis(500);
+const REASON: Duration = Duration::from_secs(3);
 
 /// The most of a refusal that is repeated, in bytes.
 const MAX_REFUSAL: u64 = 500;
