@@ -121,9 +121,8 @@ pub struct Parser {
     ends: Ends,
     mark: Finder<'static>,
     level: FinderRev<'static>,
-    /// Most lines of a log have the second of the line before.
-    text: [u8; SECONDS_LENGTH],
-    seconds: u64,
+    /// The last second that was read, as text and since the epoch: most lines of a log have that of the line before.
+    known: Option<([u8; SECONDS_LENGTH], u64)>,
 }
 
 impl Parser {
@@ -134,8 +133,7 @@ impl Parser {
             ends,
             mark: Finder::new(MARK),
             level: FinderRev::new(LEVEL),
-            text: [0; SECONDS_LENGTH],
-            seconds: 0,
+            known: None,
         }
     }
 
@@ -218,16 +216,16 @@ impl Parser {
         let text = &line[..end];
         let start = self.level.rfind(text).map_or(0, |at| at + LEVEL.len());
         let text = &text[start..];
-        let read = |text: &[u8], known: &mut Self| {
-            let (seconds, fraction) = text.split_at_checked(SECONDS_LENGTH)?;
-            if seconds != known.text {
-                known.seconds = seconds_of(seconds)?;
-                known.text.copy_from_slice(seconds);
-            }
+        let read = |known: &mut Option<_>| {
+            let (text, fraction) = text.split_first_chunk::<SECONDS_LENGTH>()?;
+            let seconds = match known {
+                Some((same, seconds)) if same == text => *seconds,
+                _ => known.insert((*text, seconds_of(text)?)).1,
+            };
             let nanos = nanos_of(fraction)?;
-            Some(Timestamp::from_nanos(known.seconds * 1_000_000_000 + nanos))
+            Some(Timestamp::from_nanos(seconds * 1_000_000_000 + nanos))
         };
-        read(text, self).ok_or_else(|| Problem {
+        read(&mut self.known).ok_or_else(|| Problem {
             offset: start,
             field: "time",
             message: format!(
@@ -238,7 +236,7 @@ impl Parser {
     }
 }
 
-fn seconds_of(text: &[u8]) -> Option<u64> {
+fn seconds_of(text: &[u8; SECONDS_LENGTH]) -> Option<u64> {
     let part = |from: usize, to: usize| digits(&text[from..to]);
     let separators = [4, 7, 10, 13, 16].map(|at| text[at]);
     if separators != *b"// ::" {

@@ -147,6 +147,13 @@ fn what_is_wrong_is_named_with_its_place() {
         ),
         (
             ACCEPT,
+            "2022/08/18 03:24:11",
+            "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            "time",
+            "`\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0.696728` is not YYYY/MM/DD hh:mm:ss with a fraction",
+        ),
+        (
+            ACCEPT,
             "2022",
             "1922",
             "time",
