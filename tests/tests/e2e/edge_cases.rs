@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use flow::record::{Direction, FlowRecord, Process as Owner};
-use lab::{Agent, AgentOptions, Cluster, Hooks, Lab, Place, truth::Edge};
+use lab::{Agent, AgentOptions, Cluster, Hooks, Lab, Place, pace::patience, truth::Edge};
 
 use crate::{HOOKS, Test, expect};
 
@@ -173,12 +173,15 @@ fn a_connect_that_completes_later(hooks: Hooks) -> Result<()> {
         "tcp a 0.0.0.0:0".to_owned(),
         format!("begin a {}", stage.at("server")?),
         "ready".to_owned(),
-        "stay".to_owned(),
+        // Blocks until it is connected.
+        "send a".to_owned(),
+        "recv a".to_owned(),
     ];
-    let client = stage.pod("client")?.start("play", steps)?;
+    let mut client = stage.pod("client")?.start("play", steps)?;
     thread::sleep(Duration::from_millis(2_200));
     stage.hold_handshakes(false)?;
-    thread::sleep(Duration::from_millis(2_500));
+    let status = client.wait(patience(Duration::from_secs(15)))?;
+    ensure!(status.success(), "{}", client.stderr().join("\n"));
     let (container, pid) = (stage.container("client")?, client.pid());
     let capture = stage.agent.stop()?;
     let of = |record: &&FlowRecord| record.direction == Direction::Egress;

@@ -338,10 +338,10 @@ fn the_silent_make_room() -> Result<()> {
     let server = stage.at("one", V4, 7)?;
     stage.plays(
         "client",
-        &steps!["asks 60 {server}"; "pause 11000"; "asks 60 {server}"],
+        &steps!["asks 54 {server}"; "pause 11000"; "asks 54 {server}"],
     )?;
     let capture = without_listeners(stage.ends()?);
-    expect(&[capture], both([("client", "one UDP 7", 120)]))
+    expect(&[capture], both([("client", "one UDP 7", 108)]))
 }
 
 /// Whoever waits for an answer is known for longer than seconds, also in a map that is nearly full: the answer makes the server
