@@ -9,7 +9,7 @@ use lab::{Agent, AgentOptions, Generator, GeneratorOptions, Hooks, Lab, pace, tr
 
 use crate::{
     HOOKS, Test, expect,
-    stage::{MAPPED, Stage, V4, V6, address, any, both, cluster, edge, steps},
+    stage::{MAPPED, Stage, V4, V6, address, any, both, cluster, edge, owner, steps},
 };
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -464,37 +464,24 @@ fn a_service_address(hooks: Hooks) -> Result<()> {
 /// The caller's process and container at one end, at the other those of who listens: its process only where the hooks are typed.
 fn whose_sockets(hooks: Hooks) -> Result<()> {
     let mut stage = Stage::build(|options| options.hooks(hooks))?;
-    stage.starts(
+    let listens = stage.starts(
         "one",
         &steps!["sctp s [::]:{PORT}"; "listen s"; "ready"; "accept s a"; "recv a"; "stay"],
     )?;
     let one = stage.at("one", V4, PORT)?;
-    stage.starts(
+    let calls = stage.starts(
         "client",
         &steps!["sctp c 0.0.0.0:0"; "connect c {one}"; "ready"; "stay"],
     )?;
-    let pids = [stage.actors[1].pid(), stage.actors[0].pid()];
-    let containers =
-        ["client", "one"].map(|pod| Ok(stage.lab.spec(&format!("dns/{pod}"))?.container()));
     let capture = stage.ends()?;
-    for ((direction, container), pid) in [Egress, Ingress].into_iter().zip(containers).zip(pids) {
-        let container: Result<String> = container;
-        let record = capture
-            .records
-            .iter()
-            .find(|record| record.direction == direction);
-        let process = record.and_then(|record| record.process.clone());
-        let process = process.with_context(|| format!("no process: {record:?}"))?;
-        ensure!(
-            process.container == Some(container?),
-            "{direction}: {process:?}"
-        );
-        if is_known(direction, hooks) {
-            ensure!(
-                process.pid == pid && process.comm == "lab-pod",
-                "{direction}: {process:?}, not {pid}"
-            );
-        }
+    for (direction, wanted) in [(Egress, calls), (Ingress, listens)] {
+        let owner = owner(&capture, direction)?;
+        let is_right = if is_known(direction, hooks) {
+            owner == wanted
+        } else {
+            owner.container == wanted.container
+        };
+        ensure!(is_right, "{direction}: {owner:?}, not {wanted:?}");
     }
     expect(&[capture], both([("client", &server("one"), 1)]))
 }

@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use anyhow::Result;
-use flow::record::Direction::{self, Egress, Ingress};
+use anyhow::{Context, Result};
+use flow::record::{
+    Direction::{self, Egress, Ingress},
+    FlowRecord, Process as Owner,
+};
 use lab::{Agent, AgentOptions, Capture, Cluster, Hooks, Lab, Process, truth::Edge};
 
 /// The two families, by the index of an address; and IPv4 spoken on an IPv6 socket.
@@ -15,7 +18,7 @@ pub(crate) const MAPPED: usize = 2;
 pub(crate) struct Stage {
     pub(crate) lab: Lab,
     pub(crate) agent: Agent,
-    pub(crate) actors: Vec<Process>,
+    actors: Vec<Process>,
 }
 
 /// `client` and three servers in `dns`; `dns/one` is behind a service that translates UDP 53 to 5353, and behind one that
@@ -64,11 +67,18 @@ impl Stage {
         address(&self.lab, pod, family, port)
     }
 
-    /// Lets a pod take steps while the others go on; returns when it says `ready`.
-    pub(crate) fn starts(&mut self, pod: &str, steps: &[String]) -> Result<()> {
-        let place = self.lab.pod(&format!("dns/{pod}"))?;
-        self.actors.push(place.start("play", steps)?);
-        Ok(())
+    /// Lets a pod take steps while the others go on; returns when it says `ready`. That is whose its sockets are.
+    pub(crate) fn starts(&mut self, pod: &str, steps: &[String]) -> Result<Owner> {
+        let pod = format!("dns/{pod}");
+        let actor = self.lab.pod(&pod)?.start("play", steps)?;
+        let owner = Owner {
+            pid: actor.pid(),
+            comm: "lab-pod".to_owned(),
+            container: Some(self.lab.spec(&pod)?.container()),
+            fd: None,
+        };
+        self.actors.push(actor);
+        Ok(owner)
     }
 
     /// Lets a pod take steps, and waits for the last.
@@ -96,6 +106,14 @@ pub(crate) fn address(lab: &Lab, pod: &str, family: usize, port: u16) -> Result<
         _ => v6,
     };
     Ok(SocketAddr::new(address, port))
+}
+
+/// Whose the socket is at that end of what was captured.
+pub(crate) fn owner(capture: &Capture, direction: Direction) -> Result<Owner> {
+    let is_of = |record: &&FlowRecord| record.direction == direction;
+    let record = capture.records.iter().find(is_of);
+    let owner = record.and_then(|record| record.process.clone());
+    owner.with_context(|| format!("no process: {record:?}"))
 }
 
 /// The same edge seen at both ends.

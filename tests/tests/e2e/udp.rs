@@ -8,7 +8,7 @@ use lab::{Agent, AgentOptions, Capture, Cluster, Lab, cgroup, truth::Edge};
 
 use crate::{
     Test, expect,
-    stage::{MAPPED, Stage, V4, V6, any, both, edge, steps},
+    stage::{MAPPED, Stage, V4, V6, any, both, edge, owner, steps},
 };
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -276,33 +276,19 @@ fn whose_sockets_without_types() -> Result<()> {
 }
 
 fn owners_of_sockets(mut stage: Stage) -> Result<()> {
-    stage.starts(
+    let listens = stage.starts(
         "one",
         &steps!["udp a 0.0.0.0:53"; "ready"; "recv a"; "stay"],
     )?;
     let server = stage.at("one", V4, 53)?;
-    stage.starts(
+    let calls = stage.starts(
         "client",
         &steps!["udp a 0.0.0.0:0"; "sendto a {server}"; "ready"; "stay"],
     )?;
-    let containers =
-        ["client", "one"].map(|pod| Ok(stage.lab.spec(&format!("dns/{pod}"))?.container()));
-    let pids = [stage.actors[1].pid(), stage.actors[0].pid()];
     let capture = stage.ends()?;
-    for ((direction, container), pid) in [Egress, Ingress].into_iter().zip(containers).zip(pids) {
-        let container: Result<String> = container;
-        let record = capture
-            .records
-            .iter()
-            .find(|record| record.direction == direction);
-        let process = record.and_then(|record| record.process.clone());
-        let process = process.with_context(|| format!("no process: {record:?}"))?;
-        ensure!(
-            process.pid == pid
-                && process.comm == "lab-pod"
-                && process.container == Some(container?),
-            "{direction}: {process:?}, not {pid}"
-        );
+    for (direction, wanted) in [(Egress, calls), (Ingress, listens)] {
+        let owner = owner(&capture, direction)?;
+        ensure!(owner == wanted, "{direction}: {owner:?}, not {wanted:?}");
     }
     expect(&[capture], both([("client", "one UDP 53", 1)]))
 }
