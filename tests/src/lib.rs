@@ -35,6 +35,7 @@ pub mod scope_app;
 mod seccomp;
 mod services;
 pub mod signals;
+mod stream_client;
 pub mod truth;
 
 pub use agent::{Agent, AgentOptions, Capture, Hooks};
@@ -44,7 +45,8 @@ pub use generator::{Generator, GeneratorOptions, generate};
 pub use lab::Lab;
 pub use memory::Memory;
 pub use place::{Calls, Place};
-pub use process::{Process, binary};
+pub use process::{Process, binary, exit_code};
 pub use real_api::{RealApi, assets};
 pub use requirements::root_or_reason;
 pub use rights::Rights;
+pub use stream_client::StreamClient;

@@ -4,7 +4,7 @@ use std::{
     env, io,
     os::unix::process::CommandExt as _,
     path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitCode, ExitStatus, Stdio},
     sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
@@ -21,6 +21,18 @@ use crate::pace;
 /// How long a program may take to say that it is ready, or to end when asked to.
 pub(crate) fn patience() -> Duration {
     pace::patience(Duration::from_secs(10))
+}
+
+/// How a program of the lab ends: what went wrong is said on standard error.
+#[must_use]
+pub fn exit_code(program: &str, result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Finds a program of this workspace: in `MICROSHIELD_BIN_DIR`, or where this program was built.

@@ -65,13 +65,7 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench generator: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    lab::exit_code("bench generator", run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {

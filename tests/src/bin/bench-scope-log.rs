@@ -73,13 +73,7 @@ fn main() -> ExitCode {
         }),
         None => run(&cli),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench scope-log: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    lab::exit_code("bench scope-log", result)
 }
 
 fn run(cli: &Cli) -> Result<()> {

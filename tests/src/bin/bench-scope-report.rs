@@ -76,13 +76,7 @@ fn main() -> ExitCode {
         Some(Part::Read { file }) => read(file),
         None => compare(&cli),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench scope-report: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    lab::exit_code("bench scope-report", result)
 }
 
 fn compare(cli: &Cli) -> Result<()> {

@@ -88,13 +88,7 @@ fn main() -> ExitCode {
         Some(Part::Listen { kubeconfig, pods }) => listen(kubeconfig, *pods),
         None => compare(&cli),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench topology: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    lab::exit_code("bench topology", result)
 }
 
 fn compare(cli: &Cli) -> Result<()> {

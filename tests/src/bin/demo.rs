@@ -30,13 +30,7 @@ fn main() -> ExitCode {
     }
     let result = lab::signals::remove_labs_on_interrupt().and_then(|()| run());
     lab::signals::wait_if_interrupted();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("demo: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    lab::exit_code("demo", result)
 }
 
 fn run() -> Result<()> {

@@ -2,24 +2,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use flow::{
-    record::FlowRecord,
-    time::Timestamp,
-    wire::{
-        self, AgentMessage, Batch, Encoding, GeneratorMessage, Hello, MAX_BATCH_FLOWS, Resolve,
-        SUBPROTOCOL, Window,
-    },
-};
-use futures_util::{SinkExt as _, StreamExt as _};
-use lab::{Cluster, Container, Lab, Rights, binary};
+use anyhow::{Context as _, Result, ensure};
+use flow::{record::FlowRecord, wire::MAX_BATCH_FLOWS};
+use lab::{Cluster, Container, Lab, Rights, StreamClient, binary};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tokio::{net::TcpStream, time::timeout};
-use tokio_tungstenite::{
-    WebSocketStream, client_async,
-    tungstenite::{Message, client::IntoClientRequest as _, http::HeaderValue},
-};
 
 use crate::Test;
 
@@ -88,71 +75,25 @@ fn scattered() -> Result<()> {
 
 /// Each observation once in the order of its row, and then again and again all over the database.
 async fn deliver(address: SocketAddr) -> Result<()> {
-    let mut request = format!("ws://{address}/agents").into_client_request()?;
-    let subprotocol = HeaderValue::from_static(SUBPROTOCOL);
-    request
-        .headers_mut()
-        .insert("sec-websocket-protocol", subprotocol);
-    let stream = TcpStream::connect(address).await?;
-    let (mut socket, _) = client_async(request, stream).await?;
-    let hello = AgentMessage::Hello(Hello {
-        instance: "one".to_owned(),
-        node: "node-1".to_owned(),
-        version: "1".to_owned(),
-        resolve: Resolve::Both,
-        capabilities: Vec::new(),
-        clock: None,
-    });
-    let welcome = exchange(&mut socket, &hello).await?;
-    ensure!(welcome == GeneratorMessage::Welcome { last_sequence: 0 });
+    let (mut client, stored) = StreamClient::join(address, "one", "node-1").await?;
+    ensure!(stored == 0, "{stored}");
     let in_order = 1..=OBSERVATIONS;
     let scattered = (0..STRIDE).flat_map(|first| (1 + first..=OBSERVATIONS).step_by(STRIDE.into()));
     let again = (0..TIMES).flat_map(|_| scattered.clone());
     let ports: Vec<u16> = in_order.chain(again).collect();
     for (ports, sequence) in ports.chunks(MAX_BATCH_FLOWS).zip(1..) {
-        let batch = batch(sequence, ports)?;
-        let answer = exchange(&mut socket, &batch).await?;
-        ensure!(answer == GeneratorMessage::Ack { sequence }, "{answer:?}");
+        let flows = ports.iter().map(record).collect::<Result<_, _>>()?;
+        client.report(sequence, flows).await?;
+        ensure!(client.acknowledged().await? == sequence);
     }
     Ok(())
 }
 
-fn batch(sequence: u64, ports: &[u16]) -> Result<AgentMessage> {
-    let flow = |port: &u16| {
-        let record = json!({
-            "timestamp": 1000.5, "hostname": "node-1",
-            "tuple": {"src_addr": "10.0.1.2", "src_port": 0, "dst_addr": "10.0.2.3", "dst_port": port},
-            "src": {"pod": {"id": "1;<pod>", "namespace": "shop", "name": "web", "labels": {"app": "web"}}, "service": {}},
-            "dst": {"pod": {"id": "2;<pod>", "namespace": "shop", "name": "db", "labels": {"app": "db"}}, "service": {}},
-        });
-        serde_json::from_value(record)
-    };
-    let moment = Timestamp::from_nanos(1_000_000_000_000 + sequence);
-    Ok(AgentMessage::Batch(Batch {
-        sequence,
-        window: Window {
-            from: moment,
-            to: moment,
-        },
-        flows: ports.iter().map(flow).collect::<Result<_, _>>()?,
-        losses: [].into(),
-        health: None,
+fn record(port: &u16) -> serde_json::Result<FlowRecord> {
+    serde_json::from_value(json!({
+        "timestamp": 1000.5, "hostname": "node-1",
+        "tuple": {"src_addr": "10.0.1.2", "src_port": 0, "dst_addr": "10.0.2.3", "dst_port": port},
+        "src": {"pod": {"id": "1;<pod>", "namespace": "shop", "name": "web", "labels": {"app": "web"}}, "service": {}},
+        "dst": {"pod": {"id": "2;<pod>", "namespace": "shop", "name": "db", "labels": {"app": "db"}}, "service": {}},
     }))
-}
-
-/// Says something and waits for the answer.
-async fn exchange(
-    socket: &mut WebSocketStream<TcpStream>,
-    message: &AgentMessage,
-) -> Result<GeneratorMessage> {
-    let bytes = wire::encode(message, Encoding::MessagePack)?;
-    socket.send(Message::binary(bytes)).await?;
-    loop {
-        let heard = timeout(PATIENCE, socket.next()).await?;
-        match heard.context("the connection has ended")?? {
-            Message::Binary(bytes) => return Ok(wire::decode(&bytes, Encoding::MessagePack)?),
-            Message::Ping(_) | Message::Pong(_) => {}
-            other => bail!("{other:?}"),
-        }
-    }
 }

@@ -1,31 +1,16 @@
 //! A thousand agents at one generator.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use flow::{
-    record::FlowRecord,
-    time::Timestamp,
-    wire::{
-        self, AgentMessage, Batch, Encoding, GeneratorMessage, Hello, Resolve, SUBPROTOCOL, Window,
-    },
-};
-use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time::timeout};
-use tokio_tungstenite::{
-    WebSocketStream, client_async,
-    tungstenite::{Message, client::IntoClientRequest as _, http::HeaderValue},
-};
+use anyhow::{Result, ensure};
+use lab::StreamClient;
+use tokio::{sync::Semaphore, task::JoinSet};
 
-use crate::{
-    programs::{PATIENCE, generator},
-    truth::record,
-};
+use crate::{programs::generator, truth::record};
 
 const AGENTS: usize = 1_000;
 
@@ -37,76 +22,6 @@ const CONNECTING: usize = 100;
 
 /// What a generator without optimisation may take for a thousand connections and a small ledger.
 const MAX_RESIDENT: u64 = 300 << 20;
-
-/// A client that keeps to the protocol.
-pub(crate) struct Client {
-    socket: WebSocketStream<TcpStream>,
-}
-
-impl Client {
-    /// Connects and says hello. Returns the last batch that is stored.
-    pub(crate) async fn join(address: SocketAddr, instance: &str) -> Result<(Self, u64)> {
-        let mut request = format!("ws://{address}/agents").into_client_request()?;
-        let subprotocol = HeaderValue::from_static(SUBPROTOCOL);
-        request
-            .headers_mut()
-            .insert("sec-websocket-protocol", subprotocol);
-        let stream = TcpStream::connect(address).await?;
-        let (socket, _) = client_async(request, stream).await?;
-        let mut client = Self { socket };
-        let hello = Hello {
-            instance: instance.to_owned(),
-            node: format!("node-{instance}"),
-            version: "1".to_owned(),
-            resolve: Resolve::Both,
-            capabilities: Vec::new(),
-            clock: None,
-        };
-        client.say(&AgentMessage::Hello(hello)).await?;
-        match client.hear().await? {
-            GeneratorMessage::Welcome { last_sequence } => Ok((client, last_sequence)),
-            other => bail!("{other:?}"),
-        }
-    }
-
-    pub(crate) async fn send(&mut self, sequence: u64, flows: Vec<FlowRecord>) -> Result<()> {
-        let moment = Timestamp::from_nanos(1_000_000_000_000);
-        let batch = Batch {
-            sequence,
-            window: Window {
-                from: moment,
-                to: moment,
-            },
-            flows,
-            losses: BTreeMap::new(),
-            health: None,
-        };
-        self.say(&AgentMessage::Batch(batch)).await
-    }
-
-    pub(crate) async fn acknowledged(&mut self) -> Result<u64> {
-        match self.hear().await? {
-            GeneratorMessage::Ack { sequence } => Ok(sequence),
-            other => bail!("{other:?}"),
-        }
-    }
-
-    async fn say(&mut self, message: &AgentMessage) -> Result<()> {
-        let bytes = wire::encode(message, Encoding::MessagePack)?;
-        Ok(self.socket.send(Message::binary(bytes)).await?)
-    }
-
-    async fn hear(&mut self) -> Result<GeneratorMessage> {
-        loop {
-            let message = timeout(PATIENCE, self.socket.next()).await?;
-            match message.context("closed")?? {
-                Message::Binary(bytes) => return Ok(wire::decode(&bytes, Encoding::MessagePack)?),
-                Message::Ping(_) | Message::Pong(_) => {}
-                other => bail!("{other:?}"),
-            }
-        }
-    }
-}
 
 pub(crate) fn run() -> Result<()> {
     let data = tempfile::tempdir()?;
@@ -144,7 +59,8 @@ async fn race(address: SocketAddr) -> Result<Vec<u64>> {
         let (connecting, ready) = (Arc::clone(&connecting), Arc::clone(&ready));
         agents.spawn(async move {
             let place = connecting.acquire().await?;
-            let (mut client, _) = Client::join(address, &number.to_string()).await?;
+            let node = format!("node-{number}");
+            let (mut client, _) = StreamClient::join(address, &number.to_string(), &node).await?;
             drop(place);
             ready.wait().await;
             let end = Instant::now() + RACE;
@@ -152,7 +68,9 @@ async fn race(address: SocketAddr) -> Result<Vec<u64>> {
             while Instant::now() < end {
                 sequence += 1;
                 let flows = (1..=FLOWS).map(|port| record(u16::try_from(port)?, 1, 1_000));
-                client.send(sequence, flows.collect::<Result<_>>()?).await?;
+                client
+                    .report(sequence, flows.collect::<Result<_>>()?)
+                    .await?;
                 while client.acknowledged().await? < sequence {}
             }
             anyhow::Ok(sequence)

@@ -3,10 +3,10 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use lab::StreamClient;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{
-    crowd::Client,
     programs::{Feeder, export, generator},
     truth::{self, Counts, record},
 };
@@ -145,12 +145,12 @@ fn expected(batches: u16) -> Counts {
 /// Delivers batches until all are, or until one is not taken.
 async fn deliver(address: SocketAddr, sent: &mut u16, may_fail: bool) -> Result<()> {
     loop {
-        let (mut client, stored) = Client::join(address, "one").await?;
+        let (mut client, stored) = StreamClient::join(address, "one", "node-1").await?;
         *sent = u16::try_from(stored)?;
         while *sent < BATCHES {
             let flows = (0..FLOWS).map(|flow| record(port(*sent, flow), 1, 1_000));
             client
-                .send(u64::from(*sent) + 1, flows.collect::<Result<_>>()?)
+                .report(u64::from(*sent) + 1, flows.collect::<Result<_>>()?)
                 .await?;
             match client.acknowledged().await {
                 Ok(sequence) => *sent = u16::try_from(sequence)?,

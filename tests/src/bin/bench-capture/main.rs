@@ -58,13 +58,10 @@ fn main() -> ExitCode {
         eprintln!("bench capture loads kernel programs: {reason}");
         return ExitCode::from(2);
     }
-    match lab::signals::remove_labs_on_interrupt().and_then(|()| run(&Cli::parse())) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench capture: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    lab::exit_code(
+        "bench capture",
+        lab::signals::remove_labs_on_interrupt().and_then(|()| run(&Cli::parse())),
+    )
 }
 
 fn run(cli: &Cli) -> Result<()> {

@@ -5,14 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use flow::wire::{self, AgentMessage, Encoding, GeneratorMessage, Hello, Resolve, SUBPROTOCOL};
-use futures_util::{SinkExt as _, StreamExt as _, future::try_join_all};
-use tokio::{net::TcpStream, runtime::Runtime, time::timeout};
-use tokio_tungstenite::{
-    WebSocketStream, client_async,
-    tungstenite::{Message, client::IntoClientRequest as _, http::HeaderValue},
-};
+use anyhow::{Result, bail, ensure};
+use flow::wire::{self, AgentMessage, Encoding};
+use futures_util::future::try_join_all;
+use lab::StreamClient;
+use tokio::runtime::Runtime;
 
 use crate::{
     Delivered,
@@ -25,9 +22,6 @@ const IN_FLIGHT: u64 = 8;
 /// How many connect at a time: a slow machine takes longer over all of them than each may take.
 const CONNECTING: usize = 100;
 
-/// How long the generator may take to answer.
-const PATIENCE: Duration = Duration::from_secs(120);
-
 /// Batches of an hour.
 const HOUR: u64 = 3_600;
 
@@ -38,7 +32,7 @@ pub(crate) struct Crew {
 }
 
 struct Agent {
-    socket: WebSocketStream<TcpStream>,
+    client: StreamClient,
     batches: Vec<Template>,
     sequence: u64,
 }
@@ -102,33 +96,14 @@ impl Crew {
 
 impl Agent {
     async fn join(address: SocketAddr, node: usize, batches: Vec<Template>) -> Result<Self> {
-        let mut request = format!("ws://{address}/agents").into_client_request()?;
-        let subprotocol = HeaderValue::from_static(SUBPROTOCOL);
-        request
-            .headers_mut()
-            .insert("sec-websocket-protocol", subprotocol);
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        let (socket, _) = client_async(request, stream).await?;
-        let mut agent = Self {
-            socket,
+        let (instance, node) = (format!("bench-{node}"), format!("node-{node}"));
+        let (client, stored) = StreamClient::join(address, &instance, &node).await?;
+        ensure!(stored == 0, "{instance} has been here before");
+        Ok(Self {
+            client,
             batches,
             sequence: 0,
-        };
-        let hello = AgentMessage::Hello(Hello {
-            instance: format!("bench-{node}"),
-            node: format!("node-{node}"),
-            version: "1".to_owned(),
-            resolve: Resolve::Both,
-            capabilities: Vec::new(),
-            clock: None,
-        });
-        let bytes = wire::encode(&hello, Encoding::MessagePack)?;
-        agent.socket.send(Message::binary(bytes)).await?;
-        match agent.hear().await? {
-            GeneratorMessage::Welcome { last_sequence: 0 } => Ok(agent),
-            other => bail!("{other:?}"),
-        }
+        })
     }
 
     async fn send(&mut self, goes_on: impl Fn(&Self, u64) -> bool) -> Result<Delivered> {
@@ -147,27 +122,13 @@ impl Agent {
                 let message = template.message(self.sequence)?;
                 delivered.flows += template.flows;
                 delivered.batches += 1;
-                self.socket.send(Message::binary(message)).await?;
+                self.client.send(message).await?;
                 continue;
             }
             if acknowledged == self.sequence {
                 return Ok(delivered);
             }
-            match self.hear().await? {
-                GeneratorMessage::Ack { sequence } => acknowledged = sequence,
-                other => bail!("{other:?}"),
-            }
-        }
-    }
-
-    async fn hear(&mut self) -> Result<GeneratorMessage> {
-        loop {
-            let message = timeout(PATIENCE, self.socket.next()).await?;
-            match message.context("closed")?? {
-                Message::Binary(bytes) => return Ok(wire::decode(&bytes, Encoding::MessagePack)?),
-                Message::Ping(_) | Message::Pong(_) => {}
-                other => bail!("{other:?}"),
-            }
+            acknowledged = self.client.acknowledged().await?;
         }
     }
 }

@@ -84,13 +84,7 @@ struct Report {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench stream: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    lab::exit_code("bench stream", run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {

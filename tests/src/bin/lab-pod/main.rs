@@ -76,13 +76,7 @@ enum Word {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match join(&cli).and_then(|()| run(cli.word)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("lab-pod: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    lab::exit_code("lab-pod", join(&cli).and_then(|()| run(cli.word)))
 }
 
 /// Goes where it belongs, while there is a single thread.
