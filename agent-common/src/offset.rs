@@ -31,8 +31,13 @@ pub const SOCKET: [Field; 9] = [
     field("SK_SOCKET", "sock", &["sk_socket"]),
 ];
 
-/// What is read of a TCP socket that has ended, in bytes from `struct tcp_sock`, which begins with the `struct sock`.
-pub const BYTES: [Field; 3] = [
+/// What is read of a TCP socket that ends, in bytes from `struct tcp_sock`, which begins with the `struct sock`.
+pub const ENDED: [Field; 4] = [
+    field(
+        "TCP_OWN_PORT",
+        "tcp_sock",
+        &["inet_conn", "icsk_inet", "inet_sport"],
+    ),
     field("TCP_BYTES_SENT", "tcp_sock", &["bytes_sent"]),
     field("TCP_BYTES_AGAIN", "tcp_sock", &["bytes_retrans"]),
     field("TCP_BYTES_RECEIVED", "tcp_sock", &["bytes_received"]),

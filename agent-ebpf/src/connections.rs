@@ -37,10 +37,10 @@ pub(crate) fn report(socket: &impl Socket, ends: &Ends, key: &FlowKey, owner: &O
         }
     }
     open.port = key.port;
-    open.client_port = if key.kind == kind::ACCEPTED {
-        ends.remote_port
-    } else {
-        ends.local_port
+    open.client_port = match key.kind {
+        kind::ACCEPTED => ends.remote_port,
+        kind::CONNECT_FAILED => socket.closed_port(ends),
+        _ => ends.local_port,
     };
     if key.kind == kind::CONNECT_FAILED {
         let _removed = OPEN.remove(id);

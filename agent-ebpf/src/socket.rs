@@ -40,6 +40,7 @@ offsets!(
     SK_CGROUP_TAGGED,
     CGROUP_KN,
     KN_ID,
+    TCP_OWN_PORT,
     TCP_BYTES_SENT,
     TCP_BYTES_AGAIN,
     TCP_BYTES_RECEIVED,
@@ -65,6 +66,11 @@ pub(crate) trait Socket {
     fn protocol(&self) -> Option<u16>;
     /// Its ends; `None` if they cannot be read or are no IP addresses.
     fn ends(&self) -> Option<Ends>;
+    /// The port of its own end at the change to CLOSE: one that the kernel had chosen is given back before
+    /// (`tcp_set_state`), so `ends` may lack it.
+    fn closed_port(&self, ends: &Ends) -> u16 {
+        ends.local_port
+    }
     /// Inode number of its network namespace; 0 if not known.
     fn netns(&self) -> u32;
     /// Id of the cgroup that it was made in; 0 if not known. An accepted socket has its listener's
@@ -133,6 +139,15 @@ impl Socket for TypedSocket {
     }
 
     #[inline(always)]
+    fn closed_port(&self, ends: &Ends) -> u16 {
+        let Some(tcp) = self.tcp() else {
+            return ends.local_port;
+        };
+        // SAFETY: as in `read`.
+        u16::from_be(unsafe { read_typed(tcp, &TCP_OWN_PORT) })
+    }
+
+    #[inline(always)]
     fn netns(&self) -> u32 {
         let net: *const u8 = self.read(&SK_NET);
         // SAFETY: as in `read`: the verifier knows `net` as a `struct net *`.
@@ -156,12 +171,11 @@ impl Socket for TypedSocket {
 
     #[inline(always)]
     fn bytes(&self) -> (u64, u64) {
-        // SAFETY: the helper takes any socket and gives null for what is none of TCP; the reads are as in `read`.
+        let Some(tcp) = self.tcp() else {
+            return (0, 0);
+        };
+        // SAFETY: as in `read`.
         unsafe {
-            let tcp = bpf_skc_to_tcp_sock(self.0.cast_mut().cast()).cast::<u8>();
-            if tcp.is_null() {
-                return (0, 0);
-            }
             let sent: u64 = read_typed(tcp, &TCP_BYTES_SENT);
             let again: u64 = read_typed(tcp, &TCP_BYTES_AGAIN);
             (
@@ -195,6 +209,14 @@ impl Socket for TypedSocket {
 }
 
 impl TypedSocket {
+    /// The same pointer with the type that has the fields of TCP.
+    #[inline(always)]
+    fn tcp(&self) -> Option<*const u8> {
+        // SAFETY: the helper takes any socket and gives null for what is none of TCP.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(self.0.cast_mut().cast()) };
+        (!tcp.is_null()).then_some(tcp.cast::<u8>())
+    }
+
     #[inline(always)]
     fn read_v6(&self, offset: &Global<u32>) -> Address {
         // SAFETY: as in `read`; in two words, because 8 bytes are the most that one instruction reads.

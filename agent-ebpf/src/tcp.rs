@@ -300,9 +300,10 @@ fn remember_listener(socket: &impl Socket) {
 
 #[inline(always)]
 fn forget_listener(socket: &impl Socket) {
-    let Some(ends) = socket.ends() else {
+    let Some(mut ends) = socket.ends() else {
         return;
     };
+    ends.local_port = socket.closed_port(&ends);
     let key = listener_key(socket, &ends, ends.local.unwildcard());
     // SAFETY: the value is copied at once; a torn read can only come from a listener that replaced this one, and then
     // the sockets differ or the entry goes a moment early, which costs pid and name of some flows.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use agent_common::offset::{
-    BYTES, CGROUP, CGROUP_TAGGED, FILE, Field, NETNS, OPEN, SOCKET, SOCKET_STORAGE, USER_LOCKS,
+    CGROUP, CGROUP_TAGGED, ENDED, FILE, Field, NETNS, OPEN, SOCKET, SOCKET_STORAGE, USER_LOCKS,
 };
 use btf_rs::{Btf, Type};
 
@@ -39,7 +39,7 @@ impl Offsets {
             .chain(NETNS)
             .chain(CGROUP)
             .chain([CGROUP_TAGGED])
-            .chain(BYTES)
+            .chain(ENDED)
             .chain(FILE)
             .chain(OPEN);
         Self {
@@ -58,7 +58,7 @@ impl Offsets {
 
     /// Whether the BTF tracepoint program can read everything that it reads.
     pub(super) fn suffice_for_typed_sockets(&self) -> bool {
-        self.has(&SOCKET) && self.names_netns() && self.has(&CGROUP) && self.has(&BYTES)
+        self.has(&SOCKET) && self.names_netns() && self.has(&CGROUP) && self.has(&ENDED)
     }
 
     /// Whether the iterators can find what is older than the hooks.

@@ -16,6 +16,10 @@ pub(crate) fn tests() -> Vec<Test> {
             format!("connections::each_for_itself[{hooks}]"),
             move || exactly(|| each_for_itself(hooks)),
         ));
+        tests.push(Test::new(
+            format!("connections::each_call_that_is_refused[{hooks}]"),
+            move || exactly(|| each_call_that_is_refused(hooks)),
+        ));
         tests.push(Test::alone(
             format!("connections::more_than_the_ring_holds[{hooks}]"),
             move || exactly(|| more_than_the_ring_holds(hooks)),
@@ -112,6 +116,35 @@ fn each_for_itself(hooks: Hooks) -> Result<()> {
             "{port} {direction}: {story:?}"
         );
     }
+    Ok(())
+}
+
+/// A call that is refused has its port too, whether the process or the kernel has chosen it.
+fn each_call_that_is_refused(hooks: Hooks) -> Result<()> {
+    const OWN: u16 = 6000;
+    let lab = stage()?;
+    let options = AgentOptions::stdout("node-1")
+        .hooks(hooks)
+        .arg("--mode", "connections");
+    let agent = Agent::start(&lab, &options)?;
+    let server = lab.cluster().addresses(lab.spec("shop/server")?)[0];
+    lab.pod("shop/client")?.play([
+        format!("tcp own 0.0.0.0:{OWN}"),
+        format!("refused own {server}:7000"),
+        "tcp any 0.0.0.0:0".to_owned(),
+        format!("refused any {server}:7000"),
+    ])?;
+    let capture = agent.stop()?;
+    let failed = Edge::failed("shop/client", "shop/server TCP 7000");
+    expect(std::slice::from_ref(&capture), [(failed, 2)].into())?;
+    ensure!(capture.skipped() == 0, "{:?}", capture.losses);
+    let ports = capture.records.iter().map(|record| record.tuple.src_port);
+    let others: Vec<_> = ports.clone().filter(|port| *port != OWN).collect();
+    ensure!(
+        ports.count() == 2 && matches!(others[..], [port] if port != 0),
+        "{:?}",
+        capture.records
+    );
     Ok(())
 }
 

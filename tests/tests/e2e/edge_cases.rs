@@ -35,7 +35,7 @@ pub(crate) fn tests() -> Vec<Test> {
 
 type Check = fn(Hooks) -> Result<()>;
 
-const CASES: [(&str, Check); 10] = [
+const CASES: [(&str, Check); 11] = [
     (
         "a_connect_that_completes_later",
         a_connect_that_completes_later,
@@ -49,6 +49,10 @@ const CASES: [(&str, Check); 10] = [
         a_listener_in_the_same_process,
     ),
     ("one_port_after_the_other", one_port_after_the_other),
+    (
+        "ports_that_the_kernel_chose_one_after_the_other",
+        ports_that_the_kernel_chose_one_after_the_other,
+    ),
     ("sockets_that_are_handed_on", sockets_that_are_handed_on),
     (
         "one_port_of_several_processes",
@@ -69,6 +73,16 @@ struct Stage {
 
 impl Stage {
     fn new(hooks: Hooks) -> Result<Self> {
+        Self::build(AgentOptions::stdout("node-1").hooks(hooks))
+    }
+
+    /// With room for so many flows.
+    fn with_room(hooks: Hooks, entries: usize) -> Result<Self> {
+        let options = AgentOptions::stdout("node-1").hooks(hooks);
+        Self::build(options.arg("--map-entries", &entries.to_string()))
+    }
+
+    fn build(options: AgentOptions) -> Result<Self> {
         let mut cluster = Cluster::apart();
         cluster.node("node-1");
         for pod in ["client", "server", "other"] {
@@ -78,7 +92,7 @@ impl Stage {
             cluster.pod("shop", pod).host_network();
         }
         let lab = Lab::start(cluster)?;
-        let agent = Agent::start(&lab, &AgentOptions::stdout("node-1").hooks(hooks))?;
+        let agent = Agent::start(&lab, &options)?;
         Ok(Self { lab, agent })
     }
 
@@ -340,6 +354,18 @@ fn one_port_after_the_other(hooks: Hooks) -> Result<()> {
     seen.retain(|edge, _| edge.direction == Direction::Ingress);
     ensure!(seen == wanted, "{seen:#?}");
     Ok(())
+}
+
+/// The kernel takes such a port back before it says that the listener is closed: its place is free all the same.
+fn ports_that_the_kernel_chose_one_after_the_other(hooks: Hooks) -> Result<()> {
+    const ENTRIES: usize = 1_024;
+    let stage = Stage::with_room(hooks, ENTRIES)?;
+    let listeners = ENTRIES / 2;
+    stage.pod("server")?.play([
+        format!("listens {listeners} 127.0.0.1:0"),
+        format!("listens {listeners} [::]:0"),
+    ])?;
+    expect(&[stage.agent.stop()?], BTreeMap::new())
 }
 
 /// A listener whose connections another process accepts, and a socket that another process connects, each in a pod of its own:

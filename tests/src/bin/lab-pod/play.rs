@@ -106,6 +106,8 @@ enum Step {
     Asks(usize, SocketAddr),
     /// `ports FIRST LAST ADDRESS`: a TCP connection from each of these ports, one after the other.
     Ports(u16, u16, SocketAddr),
+    /// `listens COUNT ADDRESS`: so many listeners there, one after the other.
+    Listens(usize, SocketAddr),
     /// `await FILE`: until it is there.
     Await(PathBuf),
     /// `ready`: tells the lab.
@@ -162,6 +164,7 @@ impl FromStr for Step {
             ["ports", first, last, address] => {
                 Self::Ports(first.parse()?, last.parse()?, address.parse()?)
             }
+            ["listens", count, address] => Self::Listens(count.parse()?, address.parse()?),
             ["await", file] => Self::Await(file.into()),
             ["ready"] => Self::Ready,
             ["stay"] => Self::Stay,
@@ -322,6 +325,11 @@ fn take(step: &Step, sockets: &mut HashMap<String, Socket>) -> Result<()> {
                     Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                     connected => connected?,
                 }
+            }
+        }
+        Step::Listens(count, address) => {
+            for _ in 0..*count {
+                open(*address, Type::STREAM, Protocol::TCP)?.listen(1)?;
             }
         }
         Step::Await(file) => {
