@@ -88,9 +88,9 @@ impl Resolver {
         if seen.local.is_loopback() || seen.remote.is_loopback() || seen.local == seen.remote {
             return skipped(Skipped::Loopback, false);
         }
-        // A connection to everybody is refused; a datagram is not.
-        if seen.protocol == Protocol::Udp && index.is_broadcast(seen.remote) {
-            return skipped(Skipped::Loopback, false);
+        // A connection to everybody is refused; a datagram is not. A pod of that address may be one that is not known yet.
+        if seen.protocol == Protocol::Udp && index.is_broadcast(seen.remote, seen.last_seen) {
+            return skipped(Skipped::Loopback, true);
         }
         let log = sighting.log.as_deref();
         let owner = sure_owner(sighting, index);

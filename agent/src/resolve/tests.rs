@@ -15,26 +15,30 @@ fn index() -> Index {
         ("host", [192, 168, 0, 1], "node-1"),
         ("api", [10, 0, 9, 9], "node-2"),
     ] {
-        let pod = Pod {
-            identity: flow::endpoint::Pod {
-                uid: name.to_owned(),
-                namespace: "shop".to_owned(),
-                name: name.to_owned(),
-                labels: Arc::default(),
-                workload: None,
-                node: Some(node.into()),
-                host_network: name == "host",
-                addresses: vec![address.into()],
-                services: Arc::default(),
-            },
-            static_uid: None,
-            ports: Arc::default(),
-            phase: Phase::Running,
-            started: Some(second(1)),
-        };
+        let pod = running(name, address, node);
         index.apply(Change::Upsert(Object::Pod(pod)), second(1));
     }
     index
+}
+
+fn running(name: &str, address: [u8; 4], node: &str) -> Pod {
+    Pod {
+        identity: flow::endpoint::Pod {
+            uid: name.to_owned(),
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            labels: Arc::default(),
+            workload: None,
+            node: Some(node.into()),
+            host_network: name == "host",
+            addresses: vec![address.into()],
+            services: Arc::default(),
+        },
+        static_uid: None,
+        ports: Arc::default(),
+        phase: Phase::Running,
+        started: Some(second(1)),
+    }
 }
 
 /// A call of `web`, and what the log says of it.
@@ -135,6 +139,38 @@ fn the_server_behind_an_address_is_who_the_node_says() {
     index().name_ends(&mut later);
     assert_eq!(later.dst.to_string(), "shop/api");
     assert_eq!((later.tuple.dst_port, later.via), (8080, via));
+}
+
+/// Some network plugins give out the last address of a node's range.
+#[test]
+fn to_everybody_is_what_no_pod_has_the_address_of() {
+    let node = flow::topology::Node {
+        identity: Arc::new(Node {
+            name: "node-2".to_owned(),
+            addresses: Vec::new(),
+        }),
+        interfaces: Vec::new(),
+        pod_cidrs: vec!["10.0.9.0/24".parse().unwrap()],
+        created: None,
+    };
+    let mut index = index();
+    index.apply(Change::Upsert(Object::Node(node)), second(1));
+    let mut sighting = sighting(7, None);
+    sighting.observation.protocol = Protocol::Udp;
+    sighting.observation.remote = [10, 0, 9, 255].into();
+    let resolver = Resolver::new("node-1".to_owned(), Resolve::Both, true);
+    let named = resolver.name(&sighting, &index);
+    assert_eq!(named.record, Err(Skipped::Loopback));
+    assert!(named.may_change, "the pod may be a young one");
+
+    let mut last = running("last", [10, 0, 9, 255], "node-2");
+    last.started = Some(second(90));
+    index.apply(Change::Upsert(Object::Pod(last)), second(90));
+    let record = resolver.name(&sighting, &index).record.unwrap();
+    assert_eq!(record.dst.to_string(), "shop/last");
+    sighting.observation.last_seen = second(10);
+    let named = resolver.name(&sighting, &index);
+    assert_eq!(named.record, Err(Skipped::Loopback), "before it was there");
 }
 
 /// What a process's id says counts as long as the address does not say otherwise.

@@ -62,10 +62,11 @@ impl Index {
         }
     }
 
-    /// Whether this is the address of everybody in a node's range of pods.
+    /// Whether this is the address of everybody in a node's range of pods: the last one, unless it is a pod's own at `at`. Not
+    /// every network plugin keeps to these ranges, and those with ranges of their own may give that address to a pod.
     #[must_use]
-    pub fn is_broadcast(&self, address: IpAddr) -> bool {
-        self.pod_ranges.ends_at(address)
+    pub fn is_broadcast(&self, address: IpAddr, at: Timestamp) -> bool {
+        self.pod_ranges.ends_at(address) && self.pod_at(self.addresses.of(&address), at).is_none()
     }
 
     /// The node of this name, if it lives or ended less than [`RETENTION`](super::RETENTION) ago.
