@@ -364,10 +364,19 @@ fn an_endpoint_of_several_processes_is_nobodys() {
     };
     let one = answer(&[to(80, 7), to(443, 7)]);
     assert_eq!(latest(&one, "Endpoint", ";10.0.1.7;0", "pid"), "7");
-    for two in [[to(80, 7), to(443, 8)], [to(80, 7), to(80, 8)]] {
+    let nobodys = FlowRecord {
+        process: None,
+        ..to(443, 0)
+    };
+    for (two, processes) in [
+        ([to(80, 7), to(443, 8)], 2),
+        ([to(80, 7), to(80, 8)], 2),
+        ([to(80, 7), nobodys], 1),
+    ] {
         let two = answer(&two);
         assert_eq!(latest(&two, "Endpoint", ";10.0.1.7;0", "pid"), "-");
-        assert_eq!(two["Process"]["nodes"].as_object().unwrap().len(), 2);
+        let nodes = two["Process"]["nodes"].as_object().unwrap();
+        assert_eq!(nodes.len(), processes);
     }
 }
 
