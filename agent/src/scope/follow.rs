@@ -5,6 +5,7 @@
 //! read of it, or begins with something else, was truncated, and is read from its beginning.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, Metadata},
     io,
     os::unix::fs::{FileExt as _, MetadataExt as _},
@@ -30,6 +31,9 @@ const HEAD_BYTES: usize = 256;
 /// How many drains a file that is called by its name no longer is still read, after it last grew: kubelet renames it first,
 /// and tells the runtime then.
 const LINGER: u32 = 10;
+
+/// After how many drains without any file that is said: one that is about to be made, or rotated, is there by then.
+const MISSED: u32 = 10;
 
 /// Files that are followed at once. Others wait until these are gone.
 const MAX_FILES: usize = 256;
@@ -72,6 +76,10 @@ pub(super) struct Follower {
     buffer: Vec<u8>,
     /// Whether it was said that there are too many.
     is_crowded: bool,
+    /// Files of which it was said that they cannot be opened, as long as they are there.
+    refused: BTreeSet<PathBuf>,
+    /// How many drains in a row there was no file to read.
+    without: u32,
 }
 
 /// A file.
@@ -89,6 +97,8 @@ struct Tail {
     /// For how many drains it has not been called by its name, and has not grown.
     gone: u32,
     is_named: bool,
+    /// Whether it was said that it cannot be read.
+    is_unreadable: bool,
 }
 
 impl Follower {
@@ -113,6 +123,8 @@ impl Follower {
             is_first: true,
             buffer: vec![0; PIECE_BYTES],
             is_crowded: false,
+            refused: BTreeSet::new(),
+            without: 0,
         })
     }
 
@@ -130,7 +142,11 @@ impl Follower {
                 tail.gone = 0;
                 continue;
             }
-            if let Err(error) = tail.read(&mut self.buffer, &mut room, sink) {
+            let read = tail.read(&mut self.buffer, &mut room, sink);
+            let was_unreadable = std::mem::replace(&mut tail.is_unreadable, read.is_err());
+            if let Err(error) = read
+                && !was_unreadable
+            {
                 tracing::warn!(path = %tail.path.display(), %error, "cannot read the probe's log");
             }
         }
@@ -157,7 +173,10 @@ impl Follower {
             tail.is_named = false;
         }
         let mut new = Vec::new();
-        for path in self.paths() {
+        let paths = self.paths();
+        self.refused
+            .retain(|path| paths.binary_search(path).is_ok());
+        for path in paths {
             let Ok(metadata) = fs::metadata(&path) else {
                 continue;
             };
@@ -182,6 +201,22 @@ impl Follower {
         }
         if std::mem::take(&mut self.is_first) {
             self.find_renamed();
+        }
+        self.miss();
+    }
+
+    /// Says once that there is nothing to follow; that there is something is said when it is opened.
+    fn miss(&mut self) {
+        if !self.tails.is_empty() || self.patterns.is_empty() {
+            self.without = 0;
+            return;
+        }
+        self.without = self.without.saturating_add(1);
+        if self.without == MISSED {
+            tracing::warn!(
+                patterns = ?self.patterns,
+                "there is no log of the probe to be read: is it elsewhere, or a link that leads to what is not mounted here?"
+            );
         }
     }
 
@@ -209,7 +244,10 @@ impl Follower {
             // It may be gone again by now.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot open the probe's log");
+                if !self.refused.contains(&path) {
+                    tracing::warn!(path = %path.display(), %error, "cannot open the probe's log");
+                    self.refused.insert(path);
+                }
             }
         }
     }
@@ -285,6 +323,7 @@ impl Tail {
             is_live: false,
             gone: 0,
             is_named,
+            is_unreadable: false,
         })
     }
 

@@ -5,6 +5,7 @@ use std::{
     fs::{self, OpenOptions},
     io::Write as _,
     net::IpAddr,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -52,10 +53,47 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.push(Test::new("scope_log::a_log_that_comes_late", || {
         a_log_that_comes_late()
     }));
+    tests.push(Test::new("scope_log::none_to_be_read", none_to_be_read));
     tests.push(Test::new("scope_log::either_source_is_missing", || {
         either_source_is_missing()
     }));
     tests
+}
+
+/// That there is no log is said, and why, each once; and that there is one.
+fn none_to_be_read() -> Result<()> {
+    let lab = Lab::start(two_pods())?;
+    let folder = lab.folder().join("pod");
+    fs::create_dir(&folder)?;
+    // A file of which not even root can read the first byte, and one that is not mounted here.
+    symlink("/proc/self/mem", folder.join("0.log"))?;
+    symlink("/nowhere/1.log", folder.join("1.log"))?;
+    let options = AgentOptions::stdout("node-1")
+        .arg("--scope-log", &folder.join("*.log").display().to_string());
+    let mut agent = Agent::start(&lab, &options)?;
+    let said = |agent: &mut Agent, words: &str| {
+        let lines = agent.process().stderr();
+        lines.iter().filter(|line| line.contains(words)).count()
+    };
+    const NONE: &str = "there is no log of the probe";
+    let start = Instant::now();
+    while said(&mut agent, NONE) == 0 {
+        ensure!(start.elapsed() < PATIENCE, "nothing is said");
+        thread::sleep(Duration::from_millis(100));
+    }
+    thread::sleep(SETTLED);
+    for (words, times) in [(NONE, 1), ("cannot open the probe's log", 1)] {
+        let said = said(&mut agent, words);
+        ensure!(said == times, "`{words}` is said {said} times");
+    }
+    fs::write(folder.join("2.log"), "")?;
+    let start = Instant::now();
+    while said(&mut agent, "follows the probe's log") == 0 {
+        ensure!(start.elapsed() < PATIENCE, "the log is not followed");
+        thread::sleep(Duration::from_millis(100));
+    }
+    agent.stop()?;
+    Ok(())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
