@@ -48,6 +48,8 @@ pub mod name {
     pub const CONNECT_OWNERS: &str = "CONNECT_OWNERS";
     /// Listening processes by address.
     pub const LISTENERS: &str = "LISTENERS";
+    /// Calls that have met one from the other end, by socket.
+    pub const CROSSED: &str = "CROSSED";
     /// The loss counters.
     pub const LOSSES: &str = "LOSSES";
     /// How many state changes there were, and how many the classic programs have seen.

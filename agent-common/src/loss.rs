@@ -37,10 +37,16 @@ pub enum Loss {
     /// A conversation may be counted the wrong way round: its socket is older than the agent, and both ends have ports as servers
     /// have.
     UdpDirectionGuessed = 13,
+    /// A connection was counted the wrong way round: its call met one from the other end, and there was no room to remember
+    /// that.
+    CrossedFull = 14,
+    /// Something was not kept with a socket, for which the kernel had no memory: flows of UDP and SCTP may lack pid and name,
+    /// and of UDP be counted the wrong way round.
+    SocketStorage = 15,
 }
 
 /// The number of counters.
-pub const LOSSES: u32 = 14;
+pub const LOSSES: u32 = 16;
 
 impl Loss {
     /// All reasons, in the order of their counters.
@@ -59,6 +65,8 @@ impl Loss {
         Self::OpenBefore,
         Self::SctpCallsFull,
         Self::UdpDirectionGuessed,
+        Self::CrossedFull,
+        Self::SocketStorage,
     ];
 
     /// Whether each is a TCP connection that was not counted. Of what the others are about something is not known, or it is
@@ -77,6 +85,7 @@ impl Loss {
                 | Self::WitnessedFull
                 | Self::SctpCallsFull
                 | Self::UdpDirectionGuessed
+                | Self::SocketStorage
         )
     }
 
@@ -98,6 +107,8 @@ impl Loss {
             Self::OpenBefore => "open_before",
             Self::SctpCallsFull => "sctp_calls_full",
             Self::UdpDirectionGuessed => "udp_direction_guessed",
+            Self::CrossedFull => "crossed_calls_full",
+            Self::SocketStorage => "socket_storage_refused",
         }
     }
 }

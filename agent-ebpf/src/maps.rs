@@ -11,8 +11,12 @@ use agent_common::{
     },
 };
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_NO_WAKEUP},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
+    bindings::{
+        BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_NO_WAKEUP, BPF_SK_STORAGE_GET_F_CREATE,
+    },
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf, SkStorage},
+    cty::c_void,
+    helpers::bpf_sk_storage_get,
     macros::btf_map,
 };
 
@@ -58,10 +62,11 @@ pub(crate) static OPEN: HashMap<u64, Open, FLOW_ENTRIES> = HashMap::new();
 #[btf_map]
 pub(crate) static CONNECTIONS: RingBuf<ConnectionEvent, { 1 << 20 }> = RingBuf::new();
 
-/// Sockets whose `connect` has met one from the other end, until the handshake ends. Only the programs use it. It holds
-/// more than are ever under way at once; the kernel replaces the oldest.
+/// Sockets whose `connect` has met one from the other end, until the handshake ends. Only the programs use it. A 64th as large
+/// as the map of flows, which is more than are ever under way at once. When full, [`Loss::CrossedFull`] is counted, and the
+/// connection as one that was accepted.
 #[btf_map]
-pub(crate) static CROSSED: LruHashMap<u64, u8, 1_024> = LruHashMap::new();
+pub(crate) static CROSSED: HashMap<u64, u8, { FLOW_ENTRIES / 64 }> = HashMap::new();
 
 /// Listening address → the process that called `listen`. Only the programs use it. When full,
 /// [`Loss::ListenersFull`] is counted and accepted flows lack pid and name.
@@ -94,12 +99,12 @@ pub(crate) static SCTP_CALLS: HashMap<CallKey, Call, 16_384, { BPF_F_NO_PREALLOC
 pub(crate) static PEERS_LACK_ROOM: Array<u64, 1> = Array::new();
 
 /// UDP socket → what it has been to its peers. Only the programs use it; an entry lives in its socket, and goes with it. Without
-/// memory for an entry the socket counts as a new one.
+/// memory for an entry the socket counts as a new one, and [`Loss::SocketStorage`] is counted.
 #[btf_map]
 pub(crate) static UDP_ROLES: SkStorage<Roles> = SkStorage::new();
 
 /// UDP socket → the process that bound it; SCTP socket that listens → the process that has it listen. Only the programs use it;
-/// an entry lives in its socket, and goes with it.
+/// an entry lives in its socket, and goes with it. Without memory for it pid and name are missing, see [`keep`].
 #[btf_map]
 pub(crate) static BINDERS: SkStorage<Owner> = SkStorage::new();
 
@@ -134,7 +139,8 @@ pub(crate) struct OpenScratch {
 }
 
 /// UDP socket that is older than the programs → what to think of its datagrams at first. Written by the iterator, read by the
-/// UDP programs; an entry lives in its socket, and goes with it.
+/// UDP programs; an entry lives in its socket, and goes with it. Without memory for it the socket counts as a young one, see
+/// [`keep`].
 #[btf_map]
 pub(crate) static UDP_OLDER: SkStorage<OlderSocket> = SkStorage::new();
 
@@ -319,6 +325,34 @@ pub(crate) fn is_first_witness(connection: &Connection) -> bool {
             false
         }
     }
+}
+
+/// Keeps something with a socket, unless there is something already, and returns what there is. `None` where the kernel has no
+/// memory for it; that is counted.
+///
+/// # Safety
+/// `socket` is a pointer that the verifier knows as one to a socket.
+#[inline(always)]
+pub(crate) unsafe fn keep<T>(
+    map: &'static SkStorage<T>,
+    socket: *mut c_void,
+    new: &mut T,
+) -> Option<*mut T> {
+    // SAFETY: the caller's; map and value are of the types that the helper wants.
+    let kept = unsafe {
+        bpf_sk_storage_get(
+            core::ptr::from_ref(map).cast_mut().cast(),
+            socket,
+            core::ptr::from_mut(new).cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+        .cast::<T>()
+    };
+    if kept.is_null() {
+        count_loss(Loss::SocketStorage);
+        return None;
+    }
+    Some(kept)
 }
 
 /// Counts a loss.

@@ -3,12 +3,11 @@
 use agent_common::{address::Address, types::Owner};
 use aya_ebpf::{
     Global,
-    bindings::BPF_SK_STORAGE_GET_F_CREATE,
-    helpers::{bpf_probe_read_kernel, bpf_sk_storage_get, bpf_skc_to_tcp_sock},
+    helpers::{bpf_probe_read_kernel, bpf_skc_to_tcp_sock},
     programs::{BtfTracePointContext, TracePointContext},
 };
 
-use crate::maps::BINDERS;
+use crate::maps::{BINDERS, keep};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -191,15 +190,8 @@ impl Socket for TypedSocket {
         if TRACING_KEEPS.load() == 0 {
             return;
         }
-        // SAFETY: map, socket and value are of the types that the helper wants. Without memory for it pid and name are missing.
-        unsafe {
-            bpf_sk_storage_get(
-                (&raw const BINDERS).cast_mut().cast(),
-                self.0.cast_mut().cast(),
-                core::ptr::from_mut(owner).cast(),
-                u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-            );
-        }
+        // SAFETY: the tracepoint's own pointer.
+        unsafe { keep(&BINDERS, self.0.cast_mut().cast(), owner) };
     }
 
     #[inline(always)]

@@ -243,8 +243,9 @@ fn take_caller(socket: &impl Socket) -> Owner {
 
 #[inline(always)]
 fn cross(socket: &impl Socket) {
-    // The kernel makes room by itself, see `CROSSED`.
-    let _remembered = CROSSED.insert(socket.id(), 1, u64::from(BPF_ANY));
+    if CROSSED.insert(socket.id(), 1, u64::from(BPF_ANY)).is_err() {
+        count_loss(Loss::CrossedFull);
+    }
 }
 
 /// Whether this socket has called, although it goes through the states of one that was called.

@@ -23,17 +23,17 @@ use agent_common::{
     insert::Inserted,
     loss::Loss,
     tcp::ESTABLISHED,
-    types::{IPPROTO_UDP, OlderSocket, Peer, PeerKey, Roles, UDP_SILENCE_NS, kind},
+    types::{IPPROTO_UDP, OlderSocket, Owner, Peer, PeerKey, Roles, UDP_SILENCE_NS, kind},
 };
 use aya_ebpf::{
-    bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE},
-    helpers::{bpf_get_socket_cookie, bpf_sk_storage_get},
+    bindings::BPF_NOEXIST,
+    helpers::bpf_get_socket_cookie,
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SkBuffContext, SockAddrContext, SockContext},
 };
 
 use crate::{
-    maps::{BINDERS, PEERS, PEERS_LACK_ROOM, UDP_OLDER, UDP_ROLES, count_flow, count_loss},
+    maps::{BINDERS, PEERS, PEERS_LACK_ROOM, UDP_OLDER, UDP_ROLES, count_flow, count_loss, keep},
     owner::{current_owner, now_ns},
     packet::{End, GO_ON, Packet, binder, cookie, flow_key, sender, socket, stored},
     sibling,
@@ -243,16 +243,8 @@ fn remember_binder(ctx: &SockContext) {
         return;
     }
     let mut owner = current_owner(0);
-    // SAFETY: map, socket and value are of the types that the helper wants. A socket has room for it as long as there is
-    // memory; what is missing then is pid and name.
-    unsafe {
-        bpf_sk_storage_get(
-            (&raw const BINDERS).cast_mut().cast(),
-            ctx.sock.cast(),
-            (&raw mut owner).cast(),
-            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-        );
-    }
+    // SAFETY: the program's own socket.
+    unsafe { keep(&BINDERS, ctx.sock.cast(), &mut owner) };
 }
 
 /// The kind of a socket that is older than this program, and still so young a find that a conversation may be one that was
@@ -418,17 +410,8 @@ fn roles(ctx: &SkBuffContext) -> Option<*mut Roles> {
         served: 0,
         called: 0,
     };
-    // SAFETY: map, socket and value are of the types that the helper wants; what it returns is checked before it is used.
-    let roles = unsafe {
-        bpf_sk_storage_get(
-            (&raw const UDP_ROLES).cast_mut().cast(),
-            socket.cast(),
-            (&raw mut new).cast(),
-            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-        )
-        .cast::<Roles>()
-    };
-    (!roles.is_null()).then_some(roles)
+    // SAFETY: the packet's own socket.
+    unsafe { keep(&UDP_ROLES, socket.cast(), &mut new) }
 }
 
 #[inline(always)]

@@ -146,6 +146,8 @@ pub(super) fn load(options: &Options) -> Result<Loaded, Error> {
     for map in [name::LISTENERS, name::SCTP_CALLS] {
         loader.map_max_entries(map, options.map_entries.div_ceil(4));
     }
+    let crossed = options.map_entries.div_ceil(64);
+    loader.map_max_entries(name::CROSSED, crossed);
     // Nobody is looked up there where a socket leads to its cgroup.
     let callers = if offsets.names_cgroup() {
         1

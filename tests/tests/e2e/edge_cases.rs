@@ -35,7 +35,7 @@ pub(crate) fn tests() -> Vec<Test> {
 
 type Check = fn(Hooks) -> Result<()>;
 
-const CASES: [(&str, Check); 11] = [
+const CASES: [(&str, Check); 12] = [
     (
         "a_connect_that_completes_later",
         a_connect_that_completes_later,
@@ -53,6 +53,7 @@ const CASES: [(&str, Check); 11] = [
         "ports_that_the_kernel_chose_one_after_the_other",
         ports_that_the_kernel_chose_one_after_the_other,
     ),
+    ("more_calls_that_cross", more_calls_that_cross),
     ("sockets_that_are_handed_on", sockets_that_are_handed_on),
     (
         "one_port_of_several_processes",
@@ -155,6 +156,35 @@ fn simultaneous_open(hooks: Hooks) -> Result<()> {
     let wanted = [("client", "server"), ("server", "client")]
         .map(|(client, server)| (edge(Direction::Egress, client, server), 1));
     expect(&[stage.agent.stop()?], wanted.into())
+}
+
+/// Two calls that cross, and room to remember one of them: the other is counted as lost. Answers are held up, so that neither
+/// handshake ends meanwhile.
+fn more_calls_that_cross(hooks: Hooks) -> Result<()> {
+    let stage = Stage::with_room(hooks, 64)?;
+    stage.hold_handshakes(true)?;
+    let mut programs = Vec::new();
+    for (pod, peer) in [("client", "server"), ("server", "client")] {
+        let (own, peer) = (stage.at(pod)?, stage.at(peer)?);
+        let steps = [
+            format!("tcp a {own}"),
+            format!("begin a {peer}"),
+            "ready".to_owned(),
+            "stay".to_owned(),
+        ];
+        programs.push(stage.pod(pod)?.start("play", steps)?);
+    }
+    stage.lab.node("node-1").nft(
+        "table inet answers { chain forward { type filter hook forward priority filter; \n\
+         tcp flags & (syn|ack) == (syn|ack) drop\n}\n}",
+    )?;
+    stage.hold_handshakes(false)?;
+    // A call is tried again after a second.
+    thread::sleep(Duration::from_millis(2_500));
+    let capture = stage.agent.stop()?;
+    let lost = capture.losses.get("crossed_calls_full");
+    ensure!(lost.is_some_and(|&lost| lost > 0), "{:?}", capture.losses);
+    Ok(())
 }
 
 /// A client that uses every port that it may without privileges: one entry a drain at each end, whatever the port.

@@ -29,7 +29,7 @@ pub(crate) fn tests() -> Vec<Test> {
 
 type Check = fn() -> Result<()>;
 
-const CASES: [(&str, Check); 19] = [
+const CASES: [(&str, Check); 20] = [
     ("resolvers", resolvers),
     ("resolvers_without_types", resolvers_without_types),
     ("a_service_address", a_service_address),
@@ -53,6 +53,7 @@ const CASES: [(&str, Check); 19] = [
     ("a_connect_alone_is_nothing", a_connect_alone_is_nothing),
     ("whose_sockets", whose_sockets),
     ("whose_sockets_without_types", whose_sockets_without_types),
+    ("no_memory_is_counted", no_memory_is_counted),
     ("a_full_map_is_counted", a_full_map_is_counted),
     ("the_silent_make_room", the_silent_make_room),
     ("a_late_answer_in_a_crowd", a_late_answer_in_a_crowd),
@@ -273,6 +274,30 @@ fn whose_sockets() -> Result<()> {
 /// The process that bound the socket is known also where the sender's cannot be read.
 fn whose_sockets_without_types() -> Result<()> {
     owners_of_sockets(Stage::without_types()?)
+}
+
+/// A process may not keep anything with its sockets: what they say and hear is counted, and that it is not known who bound them.
+fn no_memory_is_counted() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.starts(
+        "one",
+        &steps!["sysctl net/core/optmem_max 0"; "udp a 0.0.0.0:53"; "ready"; "answer a"; "stay"],
+    )?;
+    let server = stage.at("one", V4, 53)?;
+    stage.plays(
+        "client",
+        &steps!["udp a 0.0.0.0:0"; "sendto a {server}"; "recv a"],
+    )?;
+    let mut capture = stage.ends()?;
+    // When it was bound, and when it was asked.
+    let refused = capture.losses.remove("socket_storage_refused");
+    ensure!(refused == Some(2), "{refused:?}: {:?}", capture.losses);
+    let record = capture.records.iter().find(|it| it.direction == Ingress);
+    let pid = record
+        .and_then(|record| record.process.as_ref())
+        .map(|process| process.pid);
+    ensure!(pid.is_none_or(|pid| pid == 0), "{record:?}");
+    expect(&[capture], both([("client", "one UDP 53", 1)]))
 }
 
 fn owners_of_sockets(mut stage: Stage) -> Result<()> {

@@ -41,7 +41,8 @@ pub(crate) const KERNELS: [Kernel; 3] = [
         package: "linux-image-cloud-amd64",
         release: "bookworm",
         set: Set::Core,
-        lacks: &[],
+        // No limit to a socket's memory by the network namespace.
+        lacks: &["udp::no_memory"],
     },
     Kernel {
         series: "5.10",
@@ -50,7 +51,7 @@ pub(crate) const KERNELS: [Kernel; 3] = [
         set: Set::All,
         // No multipath TCP in this build of it, and no iterator over the sockets of processes: who spoke first on a UDP socket
         // that is older than the agent is not known then.
-        lacks: &["edge_cases::multipath", "before::answers"],
+        lacks: &["edge_cases::multipath", "before::answers", "udp::no_memory"],
     },
 ];
 

@@ -66,6 +66,7 @@ impl Set {
                 "edge_cases::a_listener",
                 "edge_cases::one_port",
                 "edge_cases::ports",
+                "edge_cases::more_calls",
                 "edge_cases::sockets",
                 "edge_cases::processes",
                 "agent::no_program",
