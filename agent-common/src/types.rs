@@ -171,6 +171,15 @@ pub struct Owner {
     pub comm: Comm,
 }
 
+impl Owner {
+    /// Whether another process that has the same socket open is its owner rather: pid 1 opens sockets for the services that it
+    /// starts (systemd's socket activation).
+    #[must_use]
+    pub const fn gives_way(&self) -> bool {
+        self.pid == 1
+    }
+}
+
 /// Where a listener listens.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

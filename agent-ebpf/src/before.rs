@@ -15,15 +15,15 @@ use agent_common::{
     types::{FlowEvent, IPPROTO_UDP, OlderSocket, Owner, UDP_SILENCE_NS, kind},
 };
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, file},
+    bindings::{BPF_ANY, BPF_NOEXIST, file},
     cty::c_void,
-    helpers::{bpf_probe_read_kernel, bpf_sk_storage_get, bpf_sock_from_file},
+    helpers::{bpf_probe_read_kernel, bpf_sock_from_file},
 };
 
 use crate::{
     maps::{
         BINDERS, LISTENERS, OPEN_BEFORE, OPEN_SCRATCH, OpenScratch, UDP_OLDER, count_event,
-        count_loss, is_first_witness,
+        count_loss, is_first_witness, keep,
     },
     owner::now_ns,
     socket::{FoundSocket, Socket as _, follow, offsets, read_typed},
@@ -163,14 +163,24 @@ extern "C" fn open_datagrams(ctx: *const TaskFile) -> i32 {
 #[inline(always)]
 unsafe fn remember_listener(socket: &FoundSocket, sock: *mut c_void, task: u64) {
     let mut owner = found_owner(socket, task);
-    // SAFETY: as in `remember_datagrams`.
+    // SAFETY: the caller's.
+    unsafe { keep_owner(sock, &mut owner) };
+}
+
+/// Keeps the process that has the socket open, unless it is known who has bound it or has it listen, or another has it open
+/// too: see [`Owner::gives_way`].
+///
+/// # Safety
+/// `sock` is the kernel's own pointer to the socket.
+#[inline(always)]
+unsafe fn keep_owner(sock: *mut c_void, owner: &mut Owner) {
+    // SAFETY: the caller's. What is kept stays as long as its socket, which the file holds.
     unsafe {
-        bpf_sk_storage_get(
-            (&raw const BINDERS).cast_mut().cast(),
-            sock,
-            (&raw mut owner).cast(),
-            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-        );
+        if let Some(kept) = keep(&BINDERS, sock, owner)
+            && (*kept).gives_way()
+        {
+            *kept = *owner;
+        }
     }
 }
 
@@ -193,14 +203,10 @@ unsafe fn remember_datagrams(socket: &FoundSocket, sock: *mut c_void, task: u64)
         kind: u64::from(kind),
     };
     scratch.owner = found_owner(socket, task);
-    let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-    // SAFETY: maps, socket and values are of the types that the helper wants. Without memory for an entry nothing is known of
-    // the socket, as if it were young.
+    // SAFETY: the caller's.
     unsafe {
-        let map = (&raw const UDP_OLDER).cast_mut().cast();
-        bpf_sk_storage_get(map, sock, (&raw mut scratch.older).cast(), create);
-        let map = (&raw const BINDERS).cast_mut().cast();
-        bpf_sk_storage_get(map, sock, (&raw mut scratch.owner).cast(), create);
+        keep(&UDP_OLDER, sock, &mut scratch.older);
+        keep_owner(sock, &mut scratch.owner);
     }
     if let Some(found) = OPEN_BEFORE.get_ptr_mut(0) {
         // SAFETY: as in `socket_of`.
@@ -237,8 +243,8 @@ fn is_tcp(socket: &FoundSocket) -> bool {
     matches!(socket.protocol(), Some(TCP | IPPROTO_MPTCP)) && socket.is_inet()
 }
 
-/// Where several processes have a listener, its owner is the first of them in the order of their ids, the oldest; but
-/// pid 1, which opens sockets for the services that it starts, only if there is no other.
+/// Where several processes have a listener, its owner is the first of them in the order of their ids, the oldest, that does not
+/// give way to others ([`Owner::gives_way`]).
 #[inline(always)]
 fn remember_owner(socket: &FoundSocket, task: u64) {
     let Some(ends) = socket.ends() else {
@@ -248,10 +254,11 @@ fn remember_owner(socket: &FoundSocket, task: u64) {
     let owner = found_owner(socket, task);
     let key = listener_key(socket, &ends, ends.local.unwildcard());
     // SAFETY: the value is copied at once; what the hooks write meanwhile is of a listener that is younger.
-    let present = unsafe { LISTENERS.get(&key) }.map(|present| (present.socket, present.pid));
+    let present =
+        unsafe { LISTENERS.get(&key) }.map(|present| (present.socket, present.gives_way()));
     let flags = match present {
         None => BPF_NOEXIST,
-        Some((same, 1)) if same == owner.socket => BPF_ANY,
+        Some((same, true)) if same == owner.socket => BPF_ANY,
         Some(_) => return,
     };
     match Inserted::from(LISTENERS.insert(&key, &owner, u64::from(flags))) {
