@@ -41,8 +41,6 @@ use crate::{
 
 /// `PACKET_BROADCAST` and `PACKET_MULTICAST` (`include/uapi/linux/if_packet.h`), of a frame that has arrived.
 const TO_MANY: core::ops::RangeInclusive<u32> = 1..=2;
-/// [`kind::CONNECTED`] of a datagram that arrives: the task is anybody, and not the one that has sent the first.
-const CONNECTED_BEFORE: u8 = 0x80;
 
 /// Sits on `sendmsg` of an unconnected socket to an IPv4 address (`udp_sendmsg`, since 4.18).
 #[cgroup_sock_addr(sendmsg4)]
@@ -114,11 +112,11 @@ pub(crate) fn sent(ctx: &SkBuffContext) {
             }
             if is_answer {
                 doubt(remote, local);
-                count(ctx, local, remote, local.port, kind::ACCEPTED, now);
+                count(ctx, local, remote, kind::ACCEPTED, now, binder);
             } else if room_lacks(now) && !may_call(ctx) {
                 count_loss(Loss::UdpPeersFull);
             } else {
-                count(ctx, local, remote, remote.port, kind::CONNECTED, now);
+                count(ctx, local, remote, kind::CONNECTED, now, sender);
             }
         }
         Inserted::Present => {}
@@ -168,7 +166,8 @@ pub(crate) fn received(ctx: &SkBuffContext) {
     match meet(&key, &new_peer(now, kind, is_answer, false)) {
         Inserted::New if is_answer => {
             doubt(local, remote);
-            count(ctx, local, remote, remote.port, CONNECTED_BEFORE, now);
+            // The task is anybody, and not the one that has sent the first.
+            count(ctx, local, remote, kind::CONNECTED, now, binder);
         }
         Inserted::New => {
             if older.is_some() {
@@ -178,7 +177,7 @@ pub(crate) fn received(ctx: &SkBuffContext) {
             if room_lacks(now) && !serves {
                 count_loss(Loss::UdpPeersFull);
             } else {
-                count(ctx, local, remote, local.port, kind::ACCEPTED, now);
+                count(ctx, local, remote, kind::ACCEPTED, now, binder);
             }
         }
         Inserted::Present => {}
@@ -302,16 +301,21 @@ fn doubt(client: &End, server: &End) {
 }
 
 #[inline(always)]
-fn count(ctx: &SkBuffContext, local: &End, remote: &End, port: u16, kind: u8, now: u64) {
-    let counted = kind & !CONNECTED_BEFORE;
-    let key = flow_key(ctx, local, remote, port, IPPROTO_UDP, counted);
-    count_flow(&key, now, || {
-        if kind == kind::CONNECTED {
-            sender(ctx)
-        } else {
-            binder(ctx)
-        }
-    });
+fn count(
+    ctx: &SkBuffContext,
+    local: &End,
+    remote: &End,
+    kind: u8,
+    now: u64,
+    owner: fn(&SkBuffContext) -> Owner,
+) {
+    let server = if kind == kind::CONNECTED {
+        remote
+    } else {
+        local
+    };
+    let key = flow_key(ctx, local, remote, server.port, IPPROTO_UDP, kind);
+    count_flow(&key, now, || owner(ctx));
 }
 
 /// Whether this peer is known; it stays so for a while then. `speaker` is the end that speaks, as [`Peer::kind`] names it.
