@@ -30,7 +30,7 @@ const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 pub enum Hooks {
     /// BTF tracepoints: the kernel's own types, cheapest. Kernel 5.15 or newer with BTF.
     Btf,
-    /// Classic tracepoints: kernel 5.8 or newer and a mounted tracefs; without BTF an accepted connection's owner is
+    /// Classic tracepoints: kernel 5.10 or newer and a mounted tracefs; without BTF an accepted connection's owner is
     /// known only from its listener's call.
     Classic,
 }
