@@ -26,8 +26,6 @@ pub struct Found {
     pub listeners: Vec<Listener>,
     /// Connections that are open at their own end.
     pub connections: Vec<Connection>,
-    /// Network namespaces looked at.
-    pub namespaces: usize,
     /// Sockets that a process has open which lets nobody look into it.
     pub ownerless: usize,
     /// Namespaces that could not be looked into although they are there, and lines that are not understood.

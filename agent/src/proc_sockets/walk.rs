@@ -93,7 +93,6 @@ impl Walk {
             log(&mut progress, "namespaces", namespaces.len(), members.len());
         }
         let owners = self.find_owners(&pids, &namespaces, &mut found, &mut progress);
-        found.namespaces = namespaces.len();
         for namespace in &namespaces {
             collect(namespace, &owners, &mut found);
         }
