@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+use flow::causes::in_full;
+
 use super::{Hooks, Mode, Options, hooks, object::is_built, udp};
 
 /// What the kernel said to each part.
@@ -52,12 +54,12 @@ pub fn probe(cgroup: &Path, map_entries: u32, ring_bytes: u32) -> Option<Probe> 
         let mut loaded = match hooks::load(&options) {
             Ok(loaded) => loaded,
             Err(error) => {
-                *result = Err(chain(&error));
+                *result = Err(in_full(&error));
                 continue;
             }
         };
         if let Err(error) = hooks::attach(&mut loaded.ebpf, loaded.hooks, options.mode) {
-            *result = Err(chain(&error));
+            *result = Err(in_full(&error));
             continue;
         }
         if probe.udp.is_none() {
@@ -65,7 +67,7 @@ pub fn probe(cgroup: &Path, map_entries: u32, ring_bytes: u32) -> Option<Probe> 
             probe.iterators = Some(loaded.iterators.connections && loaded.iterators.datagrams);
             let attached = udp::load(&mut loaded.ebpf, cgroup)
                 .and_then(|cgroup| udp::attach(&mut loaded.ebpf, &cgroup));
-            probe.udp = Some(attached.map_err(|error| chain(&error)));
+            probe.udp = Some(attached.map_err(|error| in_full(&error)));
         }
     }
     Some(probe)
@@ -85,19 +87,4 @@ fn map_bytes() -> u64 {
             memory.trim().parse::<u64>().ok()
         })
         .sum()
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        // Some of the causes repeat what stands before them.
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -1,8 +1,10 @@
 //! What goes wrong between the API server and us, and what to make of it.
 
-use std::{error::Error, fmt, io, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use kube::core::Status;
+
+use crate::causes::in_full;
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +98,7 @@ impl Trouble {
     pub(super) fn of_request(verb: Verb, error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::of_status(verb, *status),
-            error => Self::Unreachable(chain(&error)),
+            error => Self::Unreachable(in_full(&error)),
         }
     }
 
@@ -117,38 +119,5 @@ impl Trouble {
     /// Whether it is part of the daily life of a connection: worth a word only if the next attempt fails, too.
     pub(super) fn is_ordinary(&self) -> bool {
         matches!(self, Self::Expired(_) | Self::Lost(_) | Self::Silent(_))
-    }
-}
-
-/// An error and what led to it; without the latter an HTTP client's errors do not say much.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        // Some errors quote their cause.
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        source = error.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_is_told_with_its_causes_each_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("cannot ask")]
-        struct Outer(#[source] Middle);
-        #[derive(Debug, thiserror::Error)]
-        #[error("no way: {0}")]
-        struct Middle(#[source] io::Error);
-        let error = Outer(Middle(io::Error::other("gone")));
-        assert_eq!(chain(&error), "cannot ask: no way: gone");
     }
 }
