@@ -12,7 +12,7 @@ use flow::{record::FlowRecord, source::View, time::Timestamp, wire::Window};
 use tokio::sync::mpsc;
 
 use crate::{
-    capture::{self, Capture, Drained, Losses, Observation, Portion},
+    capture::{self, Capture, Drained, Losses, Observation, Portion, lose},
     hold::{Hold, Released, TOPOLOGY_UNKNOWN},
     identity::Identity,
     pulse::Pulse,
@@ -320,16 +320,11 @@ impl<C: Drain> Worker<C> {
             self.totals.connections += record.count;
             window.from = window.from.min(record.first_seen);
         }
-        for (reason, lost) in [
-            (TOPOLOGY_UNKNOWN, released.lost),
-            (Loss::ClosesLost.name(), released.lost_closes),
-        ] {
-            if lost > 0 {
-                *drained.losses.entry(reason.to_owned()).or_default() += lost;
-            }
-        }
-        for (reason, count) in &drained.losses {
-            *self.totals.losses.entry(reason.clone()).or_default() += count;
+        let losses = &mut drained.losses;
+        lose(losses, TOPOLOGY_UNKNOWN, released.lost);
+        lose(losses, Loss::ClosesLost.name(), released.lost_closes);
+        for (reason, count) in losses {
+            lose(&mut self.totals.losses, reason, *count);
         }
         if !drained.losses.is_empty() {
             tracing::error!(losses = ?drained.losses, "observations lost");

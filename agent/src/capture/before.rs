@@ -26,7 +26,7 @@ use super::{
     Error, Losses, clock,
     hooks::Iterators,
     iterators::{found, iterate, iterator, run},
-    map_error, slot, take,
+    lose, map_error, slot, take,
 };
 use crate::{
     identity::{Mounts, sees_the_node_s_processes},
@@ -153,7 +153,7 @@ impl Search {
             tracing::error!(
                 "this process sees no others (is hostPID missing?): what was open before is not known"
             );
-            older.losses.insert(UNREAD.to_owned(), 1);
+            lose(&mut older.losses, UNREAD, 1);
             older.knows_datagrams = false;
         }
         let mut by = "iterators";
@@ -306,11 +306,8 @@ fn walk(transport: Transport, older: &mut Older) -> Found {
             "some processes let nobody look at their files (is CAP_SYS_PTRACE missing?): their sockets are named by address"
         );
     }
-    for (reason, count) in [(UNREAD, found.unread), (LEFT_OUT, found.left_out)] {
-        if count > 0 {
-            *older.losses.entry(reason.to_owned()).or_default() += count;
-        }
-    }
+    lose(&mut older.losses, UNREAD, found.unread);
+    lose(&mut older.losses, LEFT_OUT, found.left_out);
     found
 }
 
@@ -355,11 +352,7 @@ fn remember_listeners(
             }
         }
     }
-    if lost > 0 {
-        older
-            .losses
-            .insert(Loss::ListenersFull.name().to_owned(), lost);
-    }
+    lose(&mut older.losses, Loss::ListenersFull.name(), lost);
     Ok(count)
 }
 

@@ -12,6 +12,7 @@ use aya::{
 use super::{
     before::{Older, UNREAD},
     hooks::Iterators,
+    lose,
 };
 use crate::proc_sockets::Progress;
 
@@ -68,7 +69,7 @@ pub(super) fn iterate(ebpf: &mut Ebpf, older: &mut Older) -> Result<OpenBefore, 
     tracing::error!(
         "each look has found connections that the one before had missed: some may be missing"
     );
-    *older.losses.entry(UNREAD.to_owned()).or_default() += 1;
+    lose(&mut older.losses, UNREAD, 1);
     Ok(found(ebpf)?)
 }
 

@@ -10,6 +10,13 @@ use super::skipped::SkippedRuns;
 /// Losses by reason; only reasons with a count above 0.
 pub type Losses = BTreeMap<String, u64>;
 
+/// Adds what was lost for a reason, if anything was.
+pub(crate) fn lose(losses: &mut Losses, reason: &str, count: u64) {
+    if count > 0 {
+        *losses.entry(reason.to_owned()).or_default() += count;
+    }
+}
+
 /// The reason for runs that the kernel skipped, see [`SkippedRuns`].
 const RUNS_SKIPPED: &str = "runs_skipped";
 
@@ -53,15 +60,10 @@ fn added<E>(
         let index = loss as usize;
         totals[index] = total(loss)?;
         let added = totals[index].saturating_sub(seen[index]);
-        if added > 0 {
-            losses.insert(loss.name().to_owned(), added);
-        }
+        lose(&mut losses, loss.name(), added);
     }
     // It forgets what it has told, so it comes last.
-    let skipped = skipped()?;
-    if skipped > 0 {
-        losses.insert(RUNS_SKIPPED.to_owned(), skipped);
-    }
+    lose(&mut losses, RUNS_SKIPPED, skipped()?);
     *seen = totals;
     Ok(losses)
 }

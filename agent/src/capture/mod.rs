@@ -40,7 +40,6 @@ use flow::{
     wire::{SCTP_NOT_CAPTURED, UDP_NOT_CAPTURED, UDP_OPEN_BEFORE_UNKNOWN, Window},
 };
 
-pub(crate) use self::clock::Clock;
 use self::{
     before::Search,
     callers::Callers,
@@ -51,6 +50,7 @@ use self::{
     peers::Peers,
     skipped::SkippedRuns,
 };
+pub(crate) use self::{clock::Clock, losses::lose};
 pub use self::{
     hooks::{Hooks, tracepoint},
     losses::Losses,
@@ -326,14 +326,10 @@ impl Capture {
         self.window_start = window.to;
         let mut losses = self.losses.since_last().map_err(map_error(name::LOSSES))?;
         for (reason, count) in std::mem::take(&mut self.at_start) {
-            *losses.entry(reason).or_default() += count;
+            lose(&mut losses, &reason, count);
         }
         let forgotten = self.callers.settle(&mut self.taken);
-        if forgotten > 0 {
-            *losses
-                .entry(Loss::ConnectOwnersFull.name().to_owned())
-                .or_default() += forgotten;
-        }
+        lose(&mut losses, Loss::ConnectOwnersFull.name(), forgotten);
         Ok(Drained {
             window,
             observations: Box::new(
