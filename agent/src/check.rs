@@ -172,7 +172,7 @@ impl Report {
 
 /// Of a kernel that has it.
 fn sctp(probe: &Probe) -> Option<Finding> {
-    let (state, found) = match probe.udp.as_ref()? {
+    let (state, found) = match probe.packets.as_ref()? {
         Ok(()) => (State::Ok, "this kernel has it; seen by the programs of UDP"),
         Err(_) => (State::Limited, "this kernel has it, and it is not captured"),
     };
@@ -286,7 +286,7 @@ fn tried(probe: &Probe, map_entries: u32) -> Vec<Finding> {
             found,
         });
     }
-    if let Some(udp) = &probe.udp {
+    if let Some(udp) = &probe.packets {
         findings.push(Finding {
             what: "UDP",
             state: if udp.is_ok() {
@@ -412,7 +412,7 @@ mod tests {
                 (Hooks::Btf, Err("no types".to_owned())),
                 (Hooks::Classic, Ok(())),
             ],
-            udp: Some(Err("no cgroup".to_owned())),
+            packets: Some(Err("no cgroup".to_owned())),
             iterators: Some(false),
             map_bytes: 33 << 20,
         };
@@ -433,9 +433,9 @@ mod tests {
         assert_eq!(probe.best(), Some(Hooks::Classic));
         assert_eq!(sctp(&probe).map(|it| it.state), Some(State::Limited));
         probe.hooks[1].1 = Err("no tracefs".to_owned());
-        probe.udp = Some(Ok(()));
+        probe.packets = Some(Ok(()));
         assert_eq!(sctp(&probe).map(|it| it.state), Some(State::Ok));
-        (probe.udp, probe.iterators) = (None, None);
+        (probe.packets, probe.iterators) = (None, None);
         assert!(sctp(&probe).is_none());
         assert_eq!(
             states(&probe),

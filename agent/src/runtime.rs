@@ -130,7 +130,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         cgroup: cgroup_root.clone(),
     })
     .map_err(name_who_refuses)?;
-    tracing::info!(node, hooks = %capture.hooks(), udp = capture.sees_udp(), cgroup_root = %cgroup_root.display(), "capturing");
+    tracing::info!(node, hooks = %capture.hooks(), udp = capture.sees_packets(), cgroup_root = %cgroup_root.display(), "capturing");
 
     let capabilities = capabilities_of(&capture, args.mode);
     let view = topology.view();
@@ -253,7 +253,7 @@ fn on_its_own(
 /// What is captured and how, for the generator.
 fn capabilities_of(capture: &Capture, mode: capture::Mode) -> Vec<String> {
     let mut capabilities = vec!["tcp".to_owned(), capture.hooks().to_string()];
-    if capture.sees_udp() {
+    if capture.sees_packets() {
         capabilities.push("udp".to_owned());
     }
     if mode == capture::Mode::Connections {

@@ -13,11 +13,11 @@ mod memory;
 mod object;
 mod observation;
 mod offsets;
+mod packets;
 mod peers;
 mod probe;
 mod skipped;
 mod slot;
-mod udp;
 
 use std::{
     collections::HashMap as StdHashMap,
@@ -57,8 +57,8 @@ pub use self::{
     object::{embedded_object, is_built},
     observation::{Event, Observation},
     offsets::KERNEL_BTF,
+    packets::PacketError,
     probe::{Probe, probe},
-    udp::UdpError,
 };
 
 /// What becomes of connections.
@@ -227,9 +227,9 @@ impl Capture {
         let skipped = SkippedRuns::new(changes, program).map_err(map_error(name::CHANGES))?;
         // Before the programs see packets, and again at once: what the first look knows of a socket they need from the
         // beginning, and of those that are made between the looks the first datagrams may pass unseen.
-        let attached = udp::load(&mut ebpf, &options.cgroup).and_then(|cgroup| {
+        let attached = packets::load(&mut ebpf, &options.cgroup).and_then(|cgroup| {
             search.datagrams(&mut ebpf, iterators);
-            udp::attach(&mut ebpf, &cgroup)
+            packets::attach(&mut ebpf, &cgroup)
         });
         search.datagrams(&mut ebpf, iterators);
         let peers = match attached {
@@ -291,7 +291,7 @@ impl Capture {
 
     /// Whether UDP and SCTP are captured too.
     #[must_use]
-    pub fn sees_udp(&self) -> bool {
+    pub fn sees_packets(&self) -> bool {
         self.peers.is_some()
     }
 

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use flow::causes::in_full;
 
-use super::{Hooks, Mode, Options, hooks, object::is_built, udp};
+use super::{Hooks, Mode, Options, hooks, object::is_built, packets};
 
 /// What the kernel said to each part.
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub struct Probe {
     /// To the tracepoint programs, in either form.
     pub hooks: [(Hooks, Result<(), String>); 2],
     /// To those that see packets, of UDP and SCTP; `None` if no form of hooks was loaded.
-    pub udp: Option<Result<(), String>>,
+    pub packets: Option<Result<(), String>>,
     /// Whether it lists what is older than the agent, by iterators over open files; `None` likewise.
     pub iterators: Option<bool>,
     /// What the maps take of the kernel's memory, in bytes; 0 if nothing was loaded.
@@ -39,7 +39,7 @@ pub fn probe(cgroup: &Path, map_entries: u32, ring_bytes: u32) -> Option<Probe> 
     }
     let mut probe = Probe {
         hooks: [Hooks::Btf, Hooks::Classic].map(|hooks| (hooks, Ok(()))),
-        udp: None,
+        packets: None,
         iterators: None,
         map_bytes: 0,
     };
@@ -62,12 +62,12 @@ pub fn probe(cgroup: &Path, map_entries: u32, ring_bytes: u32) -> Option<Probe> 
             *result = Err(in_full(&error));
             continue;
         }
-        if probe.udp.is_none() {
+        if probe.packets.is_none() {
             probe.map_bytes = map_bytes();
             probe.iterators = Some(loaded.iterators.connections && loaded.iterators.datagrams);
-            let attached = udp::load(&mut loaded.ebpf, cgroup)
-                .and_then(|cgroup| udp::attach(&mut loaded.ebpf, &cgroup));
-            probe.udp = Some(attached.map_err(|error| in_full(&error)));
+            let attached = packets::load(&mut loaded.ebpf, cgroup)
+                .and_then(|cgroup| packets::attach(&mut loaded.ebpf, &cgroup));
+            probe.packets = Some(attached.map_err(|error| in_full(&error)));
         }
     }
     Some(probe)

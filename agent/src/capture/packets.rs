@@ -21,7 +21,7 @@ const BESIDE_OTHERS: CgroupAttachMode = CgroupAttachMode::Single;
 
 /// Why UDP and SCTP are not captured.
 #[derive(Debug, thiserror::Error)]
-pub enum UdpError {
+pub enum PacketError {
     /// The cgroup cannot be opened.
     #[error("{}", .path.display())]
     Cgroup {
@@ -43,8 +43,8 @@ pub enum UdpError {
 }
 
 /// Loads the programs, and opens the cgroup at `path` for [`attach`]. If one is refused none is left.
-pub(super) fn load(ebpf: &mut Ebpf, path: &Path) -> Result<File, UdpError> {
-    let cgroup = File::open(path).map_err(|source| UdpError::Cgroup {
+pub(super) fn load(ebpf: &mut Ebpf, path: &Path) -> Result<File, PacketError> {
+    let cgroup = File::open(path).map_err(|source| PacketError::Cgroup {
         path: path.to_owned(),
         source,
     })?;
@@ -59,7 +59,7 @@ pub(super) fn load(ebpf: &mut Ebpf, path: &Path) -> Result<File, UdpError> {
 
 /// Attaches the loaded programs to the cgroup: from then on they see the sockets of the processes in it and below. If one
 /// cannot be attached none is left.
-pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &File) -> Result<(), UdpError> {
+pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &File) -> Result<(), PacketError> {
     each(ebpf, |name, program| match program {
         Program::CgroupSkb(program) => {
             let end = if name == PACKET_INGRESS {
@@ -79,7 +79,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &File) -> Result<(), UdpError> {
 fn each(
     ebpf: &mut Ebpf,
     mut act: impl FnMut(&str, &mut Program) -> Result<(), ProgramError>,
-) -> Result<(), UdpError> {
+) -> Result<(), PacketError> {
     // What names processes and addresses comes before what looks at packets.
     let order = UDP_BIND
         .into_iter()
@@ -91,7 +91,7 @@ fn each(
             for program in order {
                 unload(ebpf, program);
             }
-            return Err(UdpError::Program { program, source });
+            return Err(PacketError::Program { program, source });
         }
     }
     Ok(())
