@@ -25,6 +25,7 @@ pub mod endpoint;
 pub mod locate;
 #[cfg(feature = "logging")]
 pub mod logging;
+mod metered;
 pub mod observations;
 pub mod parser;
 pub mod record;

@@ -15,7 +15,6 @@
 
 mod document;
 mod draft;
-mod metered;
 mod node;
 
 use std::{
@@ -25,14 +24,15 @@ use std::{
     path::Path,
 };
 
-use self::{document::ReportSeed, draft::Draft, metered::Metered};
+use self::{document::ReportSeed, draft::Draft};
 use super::{
     file::{FileError, Loaded, MAX_FILE_BYTES},
     objects::Objects,
 };
+use crate::metered::Metered;
 
 /// The longest report that is read, in bytes, after decompression.
-pub const MAX_REPORT_BYTES: u64 = 512 << 20;
+pub const MAX_REPORT_BYTES: usize = 512 << 20;
 
 /// The longest text of one node, in bytes. Scope's own, with all of a container's environment, have some ten thousand.
 pub const MAX_NODE_BYTES: usize = 1 << 20;
@@ -156,7 +156,8 @@ fn loaded(path: &Path, report: Result<Report, ReportError>) -> Result<Loaded, Fi
 /// If it is no report, or exceeds [`MAX_REPORT_BYTES`], [`MAX_NODE_BYTES`] or [`MAX_NODES`]. Single nodes that are malformed
 /// or say too little are warnings.
 pub fn read(text: impl Read) -> Result<Report, ReportError> {
-    let (text, allowance) = Metered::new(text, MAX_REPORT_BYTES, MAX_NODE_BYTES);
+    let (text, _) = Metered::new(text, "a report", MAX_REPORT_BYTES);
+    let (text, allowance) = Metered::new(text, "a node", MAX_NODE_BYTES);
     let mut text = BufReader::with_capacity(BUFFER, text);
     let first = first_byte(&mut text)?;
     let mut draft = Draft::new(MAX_NODES);

@@ -3,10 +3,8 @@
 //! An object that is malformed does not lose the others: it is left out, with a warning that names it.
 
 use std::{
-    cell::Cell,
     fmt,
-    io::{self, BufReader, Read},
-    rc::Rc,
+    io::{BufReader, Read},
 };
 
 use k8s_openapi::{
@@ -26,6 +24,7 @@ use super::{
     trouble::{Trouble, Verb},
 };
 use crate::{
+    metered::{Allowance, Metered},
     time::Timestamp,
     topology::{
         Change, Common, EndpointSlice, FieldError, Namespace, Node, Object, ObjectKey, Objects,
@@ -87,11 +86,7 @@ pub(super) fn page(
     if listed.pages > listed.most {
         return Err(Trouble::TooMany(listed.most));
     }
-    let allowance = Rc::new(Cell::new(MAX_OBJECT_BYTES));
-    let text = Metered {
-        inner: text,
-        allowance: Rc::clone(&allowance),
-    };
+    let (text, allowance) = Metered::new(text, "an object", MAX_OBJECT_BYTES);
     let mut document =
         serde_json::Deserializer::from_reader(BufReader::with_capacity(BUFFER, text));
     let mut reader = PageReader {
@@ -265,7 +260,7 @@ impl Listed {
 struct PageReader {
     kind: Kind,
     listed: Listed,
-    allowance: Rc<Cell<usize>>,
+    allowance: Allowance,
 }
 
 impl PageReader {
@@ -288,7 +283,7 @@ impl PageReader {
                 }
             }
         }
-        self.allowance.set(MAX_OBJECT_BYTES);
+        self.allowance.renew();
     }
 }
 
@@ -351,27 +346,6 @@ impl<'de> Visitor<'de> for Items<'_> {
             self.0.take(text.get());
         }
         Ok(())
-    }
-}
-
-/// Fails when more is read than is allowed at a time.
-struct Metered<R> {
-    inner: R,
-    allowance: Rc<Cell<usize>>,
-}
-
-impl<R: Read> Read for Metered<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.inner.read(buffer)?;
-        match self.allowance.get().checked_sub(length) {
-            Some(rest) => self.allowance.set(rest),
-            None => {
-                return Err(io::Error::other(format!(
-                    "an object of more than {MAX_OBJECT_BYTES} bytes"
-                )));
-            }
-        }
-        Ok(length)
     }
 }
 

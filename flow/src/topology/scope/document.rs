@@ -9,9 +9,9 @@ use serde::{
 
 use super::{
     draft::Draft,
-    metered::Allowance,
     node::{Extension, Node, NodeSeed, Text},
 };
+use crate::metered::Allowance;
 
 /// A topology that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
