@@ -237,10 +237,6 @@ impl<'a> Writer<'a> {
             };
             let known = pids.entry(id).or_default();
             known.extend(flow.processes.iter().map(|process| process.pid));
-            // Somebody who is not known, as 0 among the others is.
-            if flow.processes.is_empty() {
-                known.insert(0);
-            }
         }
         for (id, pids) in pids {
             let mut pids = pids.into_iter();

@@ -20,6 +20,14 @@ pub const SPAN: Duration = Duration::from_secs(30);
 /// few seconds; what exceeds them is counted.
 pub const MAX_FLOWS: usize = 4_096;
 
+/// A process that is not known.
+const NOBODY: Process = Process {
+    pid: 0,
+    comm: String::new(),
+    container: None,
+    fd: None,
+};
+
 /// The most processes of a flow that are told of.
 const MAX_PROCESSES: usize = 4;
 
@@ -68,7 +76,8 @@ pub struct Flow {
     pub count: u64,
     /// When the last of them was seen.
     pub last_seen: Timestamp,
-    /// The processes at this node's end, the last first; not all of them if there are many.
+    /// The processes at this node's end, the last first; not all of them if there are many. One without a number for those who are
+    /// not known.
     pub processes: Vec<Process>,
 }
 
@@ -104,11 +113,10 @@ impl Flow {
         // Who was unknown at first may be known by now.
         self.src = record.src.clone();
         self.dst = record.dst.clone();
-        if let Some(process) = &record.process {
-            self.processes.retain(|known| known.pid != process.pid);
-            self.processes.insert(0, process.clone());
-            self.processes.truncate(MAX_PROCESSES);
-        }
+        let process = record.process.clone().unwrap_or(NOBODY);
+        self.processes.retain(|known| known.pid != process.pid);
+        self.processes.insert(0, process);
+        self.processes.truncate(MAX_PROCESSES);
     }
 }
 

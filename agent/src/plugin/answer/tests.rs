@@ -364,14 +364,15 @@ fn an_endpoint_of_several_processes_is_nobodys() {
     };
     let one = answer(&[to(80, 7), to(443, 7)]);
     assert_eq!(latest(&one, "Endpoint", ";10.0.1.7;0", "pid"), "7");
-    let nobodys = FlowRecord {
+    let nobodys = |port| FlowRecord {
         process: None,
-        ..to(443, 0)
+        ..to(port, 0)
     };
     for (two, processes) in [
         ([to(80, 7), to(443, 8)], 2),
         ([to(80, 7), to(80, 8)], 2),
-        ([to(80, 7), nobodys], 1),
+        ([to(80, 7), nobodys(443)], 1),
+        ([to(80, 7), nobodys(80)], 1),
     ] {
         let two = answer(&two);
         assert_eq!(latest(&two, "Endpoint", ";10.0.1.7;0", "pid"), "-");
