@@ -158,20 +158,24 @@ fn simultaneous_open(hooks: Hooks) -> Result<()> {
     expect(&[stage.agent.stop()?], wanted.into())
 }
 
-/// Two calls that cross, and room to remember one of them: the other is counted as lost. Answers are held up, so that neither
+/// Two pairs of calls that cross, and room to remember one call: the other is counted as lost. Answers are held up, so that no
 /// handshake ends meanwhile.
 fn more_calls_that_cross(hooks: Hooks) -> Result<()> {
-    let stage = Stage::with_room(hooks, 64)?;
+    let mut stage = Stage::with_room(hooks, 64)?;
     stage.hold_handshakes(true)?;
     let mut programs = Vec::new();
     for (pod, peer) in [("client", "server"), ("server", "client")] {
-        let (own, peer) = (stage.at(pod)?, stage.at(peer)?);
-        let steps = [
-            format!("tcp a {own}"),
-            format!("begin a {peer}"),
-            "ready".to_owned(),
-            "stay".to_owned(),
-        ];
+        let mut steps = Vec::new();
+        for offset in [0, 1] {
+            let [own, peer] = [pod, peer].map(|pod| {
+                let mut address = stage.at(pod)?;
+                address.set_port(PORT + offset);
+                anyhow::Ok(address)
+            });
+            steps.push(format!("tcp a{offset} {}", own?));
+            steps.push(format!("begin a{offset} {}", peer?));
+        }
+        steps.extend(["ready", "stay"].map(str::to_owned));
         programs.push(stage.pod(pod)?.start("play", steps)?);
     }
     stage.lab.node("node-1").nft(
@@ -179,8 +183,16 @@ fn more_calls_that_cross(hooks: Hooks) -> Result<()> {
          tcp flags & (syn|ack) == (syn|ack) drop\n}\n}",
     )?;
     stage.hold_handshakes(false)?;
-    // A call is tried again after a second.
-    thread::sleep(Duration::from_millis(2_500));
+    // A call is tried again after a second, and then after two.
+    let start = Instant::now();
+    let is_said = |line: &String| line.contains("crossed_calls_full");
+    while !stage.agent.process().stderr().iter().any(is_said) {
+        ensure!(
+            start.elapsed() < patience(Duration::from_secs(10)),
+            "no call is counted as lost"
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
     let capture = stage.agent.stop()?;
     let lost = capture.losses.get("crossed_calls_full");
     ensure!(lost.is_some_and(|&lost| lost > 0), "{:?}", capture.losses);
