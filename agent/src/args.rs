@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 use flow::{
     logging::LogArgs,
     source::Source,
@@ -113,7 +113,7 @@ pub enum Word {
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
     /// Print JSON.
-    #[arg(long)]
+    #[arg(long, env = "MICROSHIELD_CHECK_JSON", value_parser = BoolishValueParser::new())]
     pub json: bool,
 
     /// As for watching.
@@ -164,7 +164,7 @@ impl FromStr for NodeName {
 #[group(required = true, multiple = false)]
 pub struct Output {
     /// Print flow records as JSON lines.
-    #[arg(long, env = "MICROSHIELD_STDOUT")]
+    #[arg(long, env = "MICROSHIELD_STDOUT", value_parser = BoolishValueParser::new())]
     pub stdout: bool,
 
     /// Stream them to the generator, e.g. ws://generator:8765/agents. Of several addresses the next is tried when one does

@@ -165,7 +165,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     let output = match args.output.stdout {
         // On a thread of its own: whoever reads standard output may take any time.
         true => tokio::task::spawn_blocking(move || {
-            stdout::print(reports, &meter).map(|()| Leftover::default())
+            stdout::print(reports, &node, &meter).map(|()| Leftover::default())
         }),
         false => {
             let config = uplink::Config {

@@ -2,20 +2,22 @@
 
 use std::io::{self, BufWriter, Write as _};
 
+use flow::lost::Lost;
 use tokio::sync::mpsc;
 
 use crate::{collector::Report, metrics::Meter};
 
-/// Prints every record until no more reports come, or nobody reads. What is printed, and what is lost, is counted.
+/// Prints every record, and what this node lost, until no more reports come, or nobody reads. Either is counted.
 ///
 /// # Errors
 /// If standard output cannot be written to; that its reader has gone is no error.
-pub fn print(reports: mpsc::Receiver<Report>, meter: &Meter) -> io::Result<()> {
-    print_to(reports, meter, || io::stdout().lock())
+pub fn print(reports: mpsc::Receiver<Report>, node: &str, meter: &Meter) -> io::Result<()> {
+    print_to(reports, node, meter, || io::stdout().lock())
 }
 
 fn print_to<W: io::Write>(
     mut reports: mpsc::Receiver<Report>,
+    node: &str,
     meter: &Meter,
     output: impl Fn() -> W,
 ) -> io::Result<()> {
@@ -23,7 +25,7 @@ fn print_to<W: io::Write>(
         for (reason, count) in &report.losses {
             meter.lose(reason, *count);
         }
-        match write(&report, output()) {
+        match write(&report, node, output()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             result => result?,
         }
@@ -35,17 +37,27 @@ fn print_to<W: io::Write>(
     Ok(())
 }
 
-fn write(report: &Report, output: impl io::Write) -> io::Result<()> {
+fn write(report: &Report, node: &str, output: impl io::Write) -> io::Result<()> {
     let mut out = BufWriter::new(output);
     for record in &report.records {
         serde_json::to_writer(&mut out, record)?;
         out.write_all(b"\n")?;
+    }
+    for (reason, count) in &report.losses {
+        let lost = Lost {
+            node: node.to_owned(),
+            reason: reason.clone(),
+            count: *count,
+        };
+        lost.write_line(&mut out)?;
     }
     out.flush()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use flow::{time::Timestamp, wire::Window};
     use serde_json::json;
 
@@ -70,7 +82,17 @@ mod tests {
         sender.blocking_send(report).unwrap();
         drop(sender);
         let meter = Meter::default();
-        print_to(reports, &meter, io::sink).unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        print_to(reports, "vm", &meter, || &writer).unwrap();
+        drop(writer);
+        let mut printed = String::new();
+        reader.read_to_string(&mut printed).unwrap();
+        let lost = printed.lines().nth(1).map(str::as_bytes);
+        let lost = lost.and_then(Lost::parse_line).unwrap();
+        assert_eq!(
+            lost.to_string(),
+            "node vm: 7 observations lost: flows_and_ring_full"
+        );
         assert_eq!(meter.lost("flows_and_ring_full"), 7);
         assert_eq!((meter.drains(), meter.connections()), (1, 5));
     }

@@ -2,6 +2,7 @@
 //!
 //! * [`record`]: one observed flow, as JSON a superset of what MicroShield's `linker.py` writes;
 //! * [`endpoint`]: the named ends of a flow;
+//! * [`lost`]: what was lost, as a line among records;
 //! * [`parser`]: records from JSON, many of them;
 //! * [`observations`]: records added up by what makes them the same observation;
 //! * [`wire`]: the messages between agent and generator, their bounded codec, and the bounds of what they say;
@@ -25,6 +26,7 @@ pub mod endpoint;
 pub mod locate;
 #[cfg(feature = "logging")]
 pub mod logging;
+pub mod lost;
 mod metered;
 pub mod observations;
 pub mod parser;

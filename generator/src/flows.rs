@@ -9,10 +9,7 @@ use std::{
     str::FromStr,
 };
 
-use flow::{parser::Parser, record::FlowRecord};
-use serde::{Deserialize, Serialize};
-
-use crate::status::LossStatus;
+use flow::{lost::Lost, parser::Parser, record::FlowRecord};
 
 /// The longest line that is read, in bytes. A record is a few hundred bytes, one of a pod with the most labels that
 /// Kubernetes accepts less than 300 KiB.
@@ -39,22 +36,13 @@ pub enum OnBadLine {
     Skip,
 }
 
-/// A line that says what was lost. With such lines a running generator ends its export.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct LostLine {
-    pub(crate) lost: LossStatus,
-}
-
-/// How such a line begins.
-const LOST: &[u8] = b"{\"lost\"";
-
 /// How many lines were read.
 #[derive(Debug, Default)]
 pub struct Summary {
     /// Lines that held a record.
     pub records: u64,
     /// What was lost, as some lines said.
-    pub losses: Vec<LossStatus>,
+    pub losses: Vec<Lost>,
     /// Lines that held neither.
     pub skipped: u64,
     /// What was wrong with the first of these.
@@ -81,7 +69,7 @@ pub enum FlowsError {
         line: u64,
     },
     /// A line is not a flow record.
-    #[error("{input}: line {line}, column {column}: {}{message}", field_prefix(.field))]
+    #[error("{input}: line {line}{}: {}{message}", at(*.column), field_prefix(.field))]
     Malformed {
         /// The file.
         input: String,
@@ -94,6 +82,13 @@ pub enum FlowsError {
         /// What is wrong.
         message: String,
     },
+}
+
+fn at(column: usize) -> String {
+    match column {
+        0 => String::new(),
+        column => format!(", column {column}"),
+    }
 }
 
 fn field_prefix(field: &str) -> String {
@@ -165,7 +160,7 @@ pub fn read_lines(
             })
         } else if text.trim_ascii().is_empty() {
             continue;
-        } else if let Some(lost) = parse_lost(&text) {
+        } else if let Some(lost) = Lost::parse_line(&text) {
             summary.losses.push(lost);
             continue;
         } else {
@@ -196,14 +191,6 @@ pub fn read_lines(
     Ok(summary)
 }
 
-/// What is no such line may still be a record.
-fn parse_lost(text: &[u8]) -> Option<LossStatus> {
-    let line: LostLine = text
-        .starts_with(LOST)
-        .then(|| serde_json::from_slice(text).ok())??;
-    Some(line.lost)
-}
-
 fn parse(text: &[u8], input: &str, line: u64) -> Result<FlowRecord, FlowsError> {
     let malformed = |field: String, error: &serde_json::Error| FlowsError::Malformed {
         input: input.to_owned(),
@@ -212,6 +199,15 @@ fn parse(text: &[u8], input: &str, line: u64) -> Result<FlowRecord, FlowsError> 
         field,
         message: without_position(error),
     };
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err(FlowsError::Malformed {
+            input: input.to_owned(),
+            line,
+            column: 1,
+            field: ".".to_owned(),
+            message: "no JSON object; each flow record is one, on a line of its own".to_owned(),
+        });
+    }
     let mut json = serde_json::Deserializer::from_slice(text);
     let record = serde_path_to_error::deserialize(&mut json)
         .map_err(|error| malformed(known_path(error.path()), error.inner()))?;
@@ -311,7 +307,10 @@ mod tests {
                 "EOF while parsing an object",
             ),
             (format!("{good} {good}"), "trailing characters"),
-            ("nonsense".to_owned(), "expected ident"),
+            (
+                "nonsense".to_owned(),
+                "no JSON object; each flow record is one, on a line of its own",
+            ),
         ] {
             assert_ne!(bad, good, "{expected}");
             let text = format!("{good}\n\n{bad}\n{good}\n");

@@ -1,8 +1,6 @@
 //! What a running generator says of itself, for people and machines.
 
-use std::fmt;
-
-use flow::{time::Timestamp, wire::Health};
+use flow::{lost::Lost, time::Timestamp, wire::Health};
 use serde::{Deserialize, Serialize};
 
 use crate::store::Loss;
@@ -31,7 +29,7 @@ pub struct Status {
     /// Agents of which a batch was stored, or which are connected; by node.
     pub agents: Vec<AgentStatus>,
     /// What was lost, by node and reason, since the ledger began.
-    pub losses: Vec<LossStatus>,
+    pub losses: Vec<Lost>,
 }
 
 /// How large the ledger is.
@@ -96,34 +94,11 @@ pub struct AgentStatus {
     pub health: Option<Health>,
 }
 
-/// Losses of one kind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LossStatus {
-    /// The node.
-    pub node: String,
-    /// Why.
-    pub reason: String,
-    /// How many.
-    pub count: u64,
-}
-
-impl From<(&str, &str, &Loss)> for LossStatus {
-    fn from((node, reason, loss): (&str, &str, &Loss)) -> Self {
-        Self {
-            node: node.to_owned(),
-            reason: reason.to_owned(),
-            count: loss.count,
-        }
-    }
-}
-
-impl fmt::Display for LossStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            node,
-            reason,
-            count,
-        } = self;
-        write!(f, "node {node}: {count} observations lost: {reason}")
+/// A row of what the ledger says was lost.
+pub(crate) fn lost((node, reason, loss): (&str, &str, &Loss)) -> Lost {
+    Lost {
+        node: node.to_owned(),
+        reason: reason.to_owned(),
+        count: loss.count,
     }
 }

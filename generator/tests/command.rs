@@ -295,6 +295,21 @@ fn wrong_usage_and_input_exit_with_2() {
 }
 
 #[test]
+fn a_line_that_is_no_object_is_said_to_be_none() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("flows.json");
+    let text = fs::read_to_string(linked()).unwrap();
+    let array = format!("[{}]\n", text.lines().take(2).collect::<Vec<_>>().join(","));
+    for (wrong, line) in [(array.as_str(), 1), ("null\n", 1), ("\u{feff}{}\n", 1)] {
+        fs::write(&file, wrong).unwrap();
+        let output = generate(&file, dir.path(), &["-A", "-a"]);
+        assert_eq!(output.status.code(), Some(2));
+        let expected = format!("flows.json: line {line}, column 1: no JSON object;");
+        assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn a_namespace_without_connections_leaves_the_folder_alone() {
     let dir = TempDir::new().unwrap();
     let output = generate(&linked(), dir.path(), &["-n", "sock-shop", "-a"]);
@@ -421,8 +436,8 @@ fn options_can_come_from_the_environment() {
         .env("MICROSHIELD_OUTPUT", dir.path())
         .env("MICROSHIELD_NAMESPACE", "default,sock-shop")
         .env("MICROSHIELD_GRANULARITY", "ns")
-        .env("MICROSHIELD_FORBID_DNS", "true")
-        .env("MICROSHIELD_ALL", "true")
+        .env("MICROSHIELD_FORBID_DNS", "yes")
+        .env("MICROSHIELD_ALL", "1")
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", stderr(&output));

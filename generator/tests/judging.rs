@@ -343,6 +343,18 @@ fn bad_input_is_named_and_can_be_skipped() {
         answer.stdout
     );
     assert_eq!(answer.stderr.lines().count(), 2, "{}", answer.stderr);
+    // That nothing is blocked would say nothing.
+    place
+        .write("empty.json", "")
+        .policy("q/deeper", "a", "{ingress: [{}]}");
+    place.refused(
+        "audit -f empty.json -p p --keep-going",
+        "no flow record was read",
+    );
+    place.refused(
+        "audit -f flows.json -p q --keep-going",
+        "q: no policy in it",
+    );
     place.refused("audit -f missing.json -p p --keep-going", "missing.json");
     place.refused("audit -f flows.json -p missing", "missing");
     place.refused(
@@ -351,7 +363,7 @@ fn bad_input_is_named_and_can_be_skipped() {
     );
     place.refused(
         "audit -f flows.json -p p --topology kubernetes",
-        "a source is file=PATH",
+        "unknown source `kubernetes`: expected kube, file=PATH",
     );
 }
 

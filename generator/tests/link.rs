@@ -83,6 +83,40 @@ fn records_go_to_standard_output_or_to_a_file_and_generate_reads_them() {
 }
 
 #[test]
+fn what_is_no_file_is_written_to_as_it_is() {
+    let dir = TempDir::new().unwrap();
+    let (log, report) = (
+        fixture("flows.log"),
+        format!("scope={}", fixture("report.json")),
+    );
+    let printed = link(&log, &report, &["-o", "-"]).stdout;
+    assert_eq!(printed.iter().filter(|byte| **byte == b'\n').count(), 725);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+
+    let pipe = dir.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let path = pipe.clone();
+    let reader = std::thread::spawn(move || fs::read(path).unwrap());
+    assert!(
+        link(&log, &report, &["-o", pipe.to_str().unwrap()])
+            .status
+            .success()
+    );
+    assert_eq!(reader.join().unwrap(), printed);
+
+    let (file, link_to_it) = (dir.path().join("flows.json"), dir.path().join("link"));
+    fs::write(&file, "old").unwrap();
+    std::os::unix::fs::symlink(&file, &link_to_it).unwrap();
+    assert!(
+        link(&log, &report, &["-o", link_to_it.to_str().unwrap()])
+            .status
+            .success()
+    );
+    assert!(fs::symlink_metadata(&link_to_it).unwrap().is_symlink());
+    assert_eq!(fs::read(&file).unwrap(), printed);
+}
+
+#[test]
 fn wrong_usage_and_input_exit_with_2_and_leave_the_file_alone() {
     let dir = TempDir::new().unwrap();
     let broken = dir.path().join("broken.log");
@@ -114,8 +148,17 @@ fn wrong_usage_and_input_exit_with_2_and_leave_the_file_alone() {
             "/nonexistent/report.json: No such file",
         ),
         (&log, &not_a_report, "linked.json:1:"),
-        (&log, "kube", "a source is file=PATH or scope=FILE"),
-        (&log, "file=", "the path is missing"),
+        (
+            &log,
+            "cluster",
+            "unknown source `cluster`: expected kube, file=PATH",
+        ),
+        (&log, "file=", "file= needs a path"),
+        (
+            &log,
+            "scope=http://127.0.0.1:1/api/report",
+            "http://127.0.0.1:1/api/report: Scope cannot be reached",
+        ),
     ] {
         let result = link(log, topology, &output);
         assert_eq!(result.status.code(), Some(2), "{topology}");

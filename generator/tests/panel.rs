@@ -68,6 +68,16 @@ fn a_script_of_the_original_works() {
 }
 
 #[test]
+fn a_script_need_not_say_what_has_a_default() {
+    check(
+        "select-one",
+        &["-n", "sock-shop", "-o", "out"],
+        0,
+        &["out/policy-carts.yaml"],
+    );
+}
+
+#[test]
 fn selection_filter_undo_and_preview() {
     check(
         "all-commands",

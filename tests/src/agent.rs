@@ -17,6 +17,7 @@ use crate::{
     pace,
     process::{Process, binary, patience},
     rights::Rights,
+    truth,
 };
 
 /// A running `microshield-agent`, which is one node's.
@@ -267,12 +268,7 @@ impl Agent {
             .next()
             .context("empty losses")?
             .with_context(|| end.clone())?;
-        let records = self
-            .process
-            .stdout()
-            .iter()
-            .map(|line| serde_json::from_str(line).with_context(|| line.clone()))
-            .collect::<Result<_>>()?;
+        let records = truth::records(self.process.stdout().iter().map(String::as_bytes))?;
         Ok(Capture { records, losses })
     }
 }

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use crate::{
     lab::Lab,
     process::{Process, binary},
+    truth,
 };
 
 /// A running `microshield serve`.
@@ -105,10 +106,7 @@ impl Generator {
     pub fn export(&self) -> Result<Vec<FlowRecord>> {
         let mut command = Command::new(binary("microshield")?);
         let printed = output(command.args(["export", "--data-dir"]).arg(&self.data))?;
-        serde_json::Deserializer::from_slice(&printed)
-            .into_iter()
-            .collect::<Result<_, _>>()
-            .context("microshield export")
+        truth::records(printed.split(|byte| *byte == b'\n')).context("microshield export")
     }
 
     /// Lets it write what it has and end.

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use flow::record::{Direction, FlowRecord, Outcome};
+use anyhow::{Context as _, Result};
+use flow::{
+    lost::Lost,
+    record::{Direction, FlowRecord, Outcome},
+};
 
 /// What the records of one connection have in common, whoever saw it and whenever.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,4 +60,18 @@ pub fn edges<'a>(records: impl IntoIterator<Item = &'a FlowRecord>) -> BTreeMap<
         *edges.entry(edge).or_default() += record.count;
     }
     edges
+}
+
+/// The records among the lines of a program's output, without what they say was lost.
+///
+/// # Errors
+/// If a line is neither.
+pub fn records<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<FlowRecord>> {
+    lines
+        .into_iter()
+        .filter(|line| !line.is_empty() && Lost::parse_line(line).is_none())
+        .map(|line| {
+            serde_json::from_slice(line).with_context(|| String::from_utf8_lossy(line).into_owned())
+        })
+        .collect()
 }

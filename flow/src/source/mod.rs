@@ -5,6 +5,7 @@
 mod api;
 mod feed;
 mod file;
+mod once;
 mod scope;
 mod view;
 
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 use self::view::Shared;
 pub use self::{
     api::{Access, ConnectError, Kind, Pace, Scope, client},
+    once::{LoadError, Warnings, load},
     scope::{ReportAt, ReportUrl},
     view::{Knowledge, View},
 };

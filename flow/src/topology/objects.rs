@@ -39,6 +39,15 @@ impl Objects {
         }
     }
 
+    /// Adds all objects of another set.
+    pub fn append(&mut self, other: Self) {
+        self.namespaces.extend(other.namespaces);
+        self.nodes.extend(other.nodes);
+        self.services.extend(other.services);
+        self.endpoint_slices.extend(other.endpoint_slices);
+        self.pods.extend(other.pods);
+    }
+
     /// How many objects there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -77,8 +77,8 @@ impl Talk {
     }
 }
 
-/// Asks for namespace, folder, granularity and DNS, as far as they are not given; the last one only if another was missing
-/// too. Returns the folder.
+/// Asks for namespace and folder, as far as they are not given; then for granularity and DNS, which have defaults: a person in
+/// any case, a script only where it had something else to answer. Returns the folder.
 pub(super) fn for_missing(
     talk: &mut Talk,
     policy: &mut PolicyArgs,
@@ -88,14 +88,17 @@ pub(super) fn for_missing(
     let mut asked = false;
     if policy.namespaces.is_empty() && !policy.all_namespaces {
         asked = true;
-        let known: Vec<String> = known.iter().map(|name| table::printable(name)).collect();
-        let hint = format!("{}; * for all", known.join(", "));
+        let shown: Vec<String> = known.iter().map(|name| table::printable(name)).collect();
+        let hint = format!("{}; * for all", shown.join(", "));
         policy.namespaces = talk.ask("Namespace", &hint, |answer| match answer {
             "" => Err("a namespace is needed".to_owned()),
             "*" => Ok(Vec::new()),
             names => names
                 .split(',')
-                .map(|name| namespace(name.trim()).map_err(str::to_owned))
+                .map(|name| match namespace(name.trim())? {
+                    name if known.contains(name.as_str()) => Ok(name),
+                    name => Err(format!("no connection of {name} was seen")),
+                })
                 .collect(),
         })?;
         policy.all_namespaces = policy.namespaces.is_empty();
@@ -115,7 +118,7 @@ pub(super) fn for_missing(
             })?
         }
     };
-    if policy.granularity.is_none() {
+    if (asked || talk.with_person) && policy.granularity.is_none() {
         asked = true;
         let hint = "ns, [svc], workload or pod";
         policy.granularity = Some(talk.ask("Granularity", hint, |answer| {

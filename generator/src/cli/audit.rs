@@ -2,6 +2,7 @@
 
 use std::{fmt::Write as _, net::IpAddr, path::PathBuf};
 
+use anyhow::anyhow;
 use flow::endpoint::Endpoint;
 use serde::Serialize;
 
@@ -48,8 +49,18 @@ struct Blocked<'a> {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let folder = args.judging.policies(&args.policies)?;
     let observed = args.judging.reading.flows()?;
-    let world = args.judging.world(&observed.edges)?;
     let policies = &folder.policies;
+    // That nothing is blocked would be no answer.
+    if policies.is_empty() {
+        return Err(Failure::input(anyhow!(
+            "{}: no policy in it (folders in it are not looked into)",
+            args.policies.display()
+        )));
+    }
+    if observed.records == 0 {
+        return Err(Failure::input(anyhow!("no flow record was read")));
+    }
+    let world = args.judging.world(&observed.edges)?;
     let judge = Judge::new(&world, policies);
     let hints = args.judging.hints(&[policies]);
 

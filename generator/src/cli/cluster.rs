@@ -4,13 +4,10 @@
 //! it speaks TLS, and the service account of its readers, of which a short-lived token is asked for that is good for the
 //! generator only.
 
-use std::{fmt, path::PathBuf};
+use std::fmt;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use flow::{
-    source::{self, Access},
-    transport::Secret,
-};
+use flow::{source, transport::Secret};
 use futures_util::FutureExt as _;
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
@@ -21,7 +18,7 @@ use kube::{
     api::{ListParams, PostParams},
 };
 
-use super::{policy_args::namespace, remote::Way};
+use super::{policy_args::namespace, remote::Way, source::Kube};
 
 /// The generator's pods.
 const LABELS: &str = "app.kubernetes.io/name=microshield,app.kubernetes.io/component=generator";
@@ -53,13 +50,8 @@ pub(super) struct Cluster {
     )]
     generator_namespace: String,
 
-    /// The kubeconfig that says which cluster it is in [default: $KUBECONFIG, ~/.kube/config]
-    #[arg(long, value_name = "FILE", env = "MICROSHIELD_KUBECONFIG")]
-    kubeconfig: Option<PathBuf>,
-
-    /// The context of the kubeconfig to use, instead of its current one
-    #[arg(long, value_name = "NAME", env = "MICROSHIELD_CONTEXT")]
-    context: Option<String>,
+    #[command(flatten)]
+    kube: Kube,
 }
 
 impl fmt::Display for Cluster {
@@ -69,6 +61,10 @@ impl fmt::Display for Cluster {
 }
 
 impl Cluster {
+    pub(super) fn kube(&self) -> &Kube {
+        &self.kube
+    }
+
     pub(super) fn is_meant(&self) -> bool {
         self.from_cluster
     }
@@ -78,11 +74,7 @@ impl Cluster {
     /// # Errors
     /// If there is no generator that is ready, or the API server does not permit one of these.
     pub(super) async fn connect(&self, with_token: bool) -> Result<Way> {
-        let client = source::client(&Access {
-            kubeconfig: self.kubeconfig.clone(),
-            context: self.context.clone(),
-        })
-        .await?;
+        let client = source::client(&self.kube.access()).await?;
         let pods: Api<Pod> = Api::namespaced(client.clone(), &self.generator_namespace);
         let listed = pods.list(&ListParams::default().labels(LABELS)).await?;
         let pod = choose(listed.items)?;

@@ -46,7 +46,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     };
     let before = args.judging.policies(before)?.policies;
     let after = args.judging.policies(after)?.policies;
-    let report = if !args.judging.reading.has_flows() && args.judging.topology.is_none() {
+    let report = if !args.judging.reading.has_flows() && !args.judging.topology.is_given() {
         let Symbolic { world, ports } = Symbolic::new(&[&before, &after]);
         Report {
             diff: diff(&world, &before, &after),

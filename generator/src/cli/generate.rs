@@ -6,14 +6,15 @@ use std::{
 };
 
 use anyhow::anyhow;
+use flow::lost::Lost;
 
 use super::{
     Failure, PolicyArgs,
     ask::{self, Talk},
-    inputs::{self, Observed, Reading},
+    inputs::{Observed, Reading},
     output,
     report::Report,
-    source::Source,
+    source::TopologyArgs,
 };
 use crate::{
     evaluate::{Policies, prove},
@@ -21,7 +22,6 @@ use crate::{
     folder,
     ledger::Edge,
     policy::{self, Namespaces, Plan, Reason},
-    status::LossStatus,
     table,
 };
 
@@ -46,11 +46,9 @@ pub(super) struct Args {
     #[arg(long, env = "MICROSHIELD_STRICT")]
     strict: bool,
 
-    /// Where the cluster's objects come from, for the proof: what is reachable is told of all pods then, and not only of those
-    /// with flows. file=PATH, as `kubectl get namespaces,nodes,services,pods -A -o yaml` writes it, or scope=PATH, a report
-    /// of Weave Scope
-    #[arg(long, value_name = "SRC", env = "MICROSHIELD_TOPOLOGY")]
-    topology: Option<Source>,
+    // With it the proof tells of all pods, and not only of those with flows.
+    #[command(flatten)]
+    topology: TopologyArgs,
 
     #[command(flatten)]
     reading: Reading,
@@ -78,7 +76,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         refuse_losses(&observed)?;
     }
     let edges = observed.edges.as_slice();
-    let world = inputs::world(args.topology.as_ref(), edges)?;
+    let world = args.reading.world(&args.topology, edges)?;
 
     let Args {
         output: folder,
@@ -183,7 +181,7 @@ fn refuse_losses(observed: &Observed) -> Result<(), Failure> {
         .losses
         .iter()
         .take(MAX_LISTED)
-        .map(LossStatus::to_string)
+        .map(Lost::to_string)
         .collect();
     if let Some(more @ 1..) = observed.losses.len().checked_sub(MAX_LISTED) {
         lines.push(format!("and {more} more"));

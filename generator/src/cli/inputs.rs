@@ -6,19 +6,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Failure, policy_args::namespace, remote::Remote, source::Source};
+use super::{Failure, policy_args::namespace, remote::Remote, source::TopologyArgs};
 use crate::{
     evaluate::{BeyondFlows, Policies, World},
     flows::{self, Input, OnBadLine, Summary},
     ledger::{Edge, Ledger},
     policy_files::{self, Folder},
-    status::{EXPORT_PATH, LossStatus},
+    status::{self, EXPORT_PATH},
     store::{self, State},
     table::printable,
 };
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use flow::record::Outcome;
+use flow::{lost::Lost, record::Outcome};
 
 /// Labels and names that are listed in a hint.
 const MAX_LISTED: usize = 10;
@@ -38,7 +38,7 @@ pub(super) struct Reading {
     #[command(flatten)]
     pub(super) remote: Remote,
 
-    /// Folder of a ledger to read instead of either, also while `serve` runs on it; not looked at where there is one
+    /// Folder of a ledger to read, also while `serve` runs on it
     #[arg(long, value_name = "DIR", env = "MICROSHIELD_DATA_DIR")]
     data_dir: Option<PathBuf>,
 
@@ -54,10 +54,8 @@ pub(super) struct Reading {
 /// What policies are judged with, besides flow records.
 #[derive(Debug, Args)]
 pub(super) struct Judging {
-    /// Where the cluster's objects come from, which tell the labels of namespaces, the addresses and named ports of pods:
-    /// file=PATH, as `kubectl get namespaces,nodes,services,pods -A -o yaml` writes it, or scope=PATH, a report of Weave Scope
-    #[arg(long, value_name = "SRC", env = "MICROSHIELD_TOPOLOGY")]
-    pub(super) topology: Option<Source>,
+    #[command(flatten)]
+    pub(super) topology: TopologyArgs,
 
     /// The namespace of policies that name none
     #[arg(
@@ -84,7 +82,7 @@ pub(super) struct Observed {
     /// How many lines were skipped.
     pub(super) skipped: u64,
     /// What agents said that they lost; only a ledger knows.
-    pub(super) losses: Vec<LossStatus>,
+    pub(super) losses: Vec<Lost>,
 }
 
 impl Observed {
@@ -127,7 +125,7 @@ impl Reading {
             Some(directory) => {
                 let State { ledger, losses, .. } = read_ledger(directory)?;
                 observed.records = ledger.len() as u64;
-                observed.losses = losses.iter().map(LossStatus::from).collect();
+                observed.losses = losses.iter().map(status::lost).collect();
                 ledger
             }
             None => {
@@ -154,6 +152,19 @@ impl Reading {
             observed.add(summary);
         }
         Ok(ledger)
+    }
+
+    /// The world of the edges, with what a topology says of it.
+    ///
+    /// # Errors
+    /// If the topology cannot be read.
+    pub(super) fn world(&self, topology: &TopologyArgs, edges: &[Edge]) -> Result<World, Failure> {
+        let mut world = match topology.load(self.remote.kube())? {
+            None => World::default(),
+            Some((objects, _)) => World::of_objects(&objects),
+        };
+        world.add_edges(edges);
+        Ok(world)
     }
 
     fn on_bad_line(&self) -> OnBadLine {
@@ -187,13 +198,13 @@ impl Judging {
     /// # Errors
     /// If the topology cannot be read.
     pub(super) fn world(&self, edges: &[Edge]) -> Result<World, Failure> {
-        world(self.topology.as_ref(), edges)
+        self.reading.world(&self.topology, edges)
     }
 
     /// Says on standard error, and returns for programs, what the policies ask for that flow records do not tell. There is
     /// nothing to say where a topology tells it.
     pub(super) fn hints(&self, policies: &[&Policies]) -> Vec<String> {
-        if self.topology.is_some() {
+        if self.topology.is_given() {
             return Vec::new();
         }
         let beyond: Vec<BeyondFlows<'_>> = policies
@@ -216,19 +227,6 @@ impl Judging {
     }
 }
 
-/// The world of the edges, with what a topology says of it.
-///
-/// # Errors
-/// If the topology cannot be read.
-pub(super) fn world(topology: Option<&Source>, edges: &[Edge]) -> Result<World, Failure> {
-    let mut world = match topology {
-        None => World::default(),
-        Some(source) => World::of_objects(&source.load().map_err(Failure::input)?.0),
-    };
-    world.add_edges(edges);
-    Ok(world)
-}
-
 /// What is said where policies ask for these labels or names.
 fn hint(asked_for: BTreeSet<&str>, of: &str, what: &str) -> Option<String> {
     let more = asked_for.len().checked_sub(MAX_LISTED);
@@ -243,7 +241,7 @@ fn hint(asked_for: BTreeSet<&str>, of: &str, what: &str) -> Option<String> {
     (!listed.is_empty()).then(|| {
         format!(
             "policies ask for {what} of {of} that flow records do not tell, and are judged as if there were none of them: \
-             {}; --topology file=PATH tells them",
+             {}; --topology SRC tells them",
             listed.join(", ")
         )
     })

@@ -1,13 +1,13 @@
 //! `microshield link`: the log of the modified Weave Scope probe in, flow records out.
 
-use std::{
-    io::{self, Write},
-    num::NonZeroUsize,
-    path::PathBuf,
-    thread::available_parallelism,
-};
+use std::{num::NonZeroUsize, path::PathBuf, thread::available_parallelism};
 
-use super::{Failure, output::WholeFile, source::Source};
+use anyhow::anyhow;
+
+use super::{
+    Failure, output,
+    source::{Kube, TopologyArgs},
+};
 use crate::{
     flows::{Input, OnBadLine},
     link::{self, LinkError, Options, Summary, Topology},
@@ -20,16 +20,17 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", env = "MICROSHIELD_PROBE_LOG")]
     log: Input,
 
-    /// Whose the addresses are: file=PATH (of `kubectl get namespaces,pods,services,endpointslices,nodes -A -o yaml`) or
-    /// scope=FILE (of Weave Scope's `/api/report`)
-    #[arg(long, value_name = "SRC", env = "MICROSHIELD_TOPOLOGY")]
-    topology: Source,
+    #[command(flatten)]
+    topology: TopologyArgs,
+
+    #[command(flatten)]
+    kube: Kube,
 
     /// File to write, instead of standard output
-    #[arg(short, long, value_name = "FILE", env = "MICROSHIELD_OUTPUT")]
+    #[arg(short, long, value_name = "FILE", env = "MICROSHIELD_LINK_OUTPUT")]
     output: Option<PathBuf>,
 
-    /// Write connections with one end outside the cluster too
+    /// Write connections with one end outside the cluster too: those that come from there, and those that are made to there
     #[arg(long, env = "MICROSHIELD_EXTERNAL")]
     external: bool,
 
@@ -43,7 +44,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let (objects, now) = args.topology.load().map_err(Failure::input)?;
+    let (objects, now) = args.topology.load(&args.kube)?.ok_or_else(|| {
+        Failure::input(anyhow!(
+            "--topology SRC is missing: kube, file=PATH, scope=URL or scope=PATH"
+        ))
+    })?;
     let topology = Topology::new(objects, now);
     let options = Options {
         on_bad_line: if args.keep_going {
@@ -57,39 +62,17 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             .or_else(|| available_parallelism().ok())
             .unwrap_or(NonZeroUsize::MIN),
     };
-    let summary = match &args.output {
-        Some(path) => {
-            let mut file = WholeFile::create(path)?;
-            let summary = link(args, &topology, options, &mut file)?;
-            file.persist()?;
-            summary
-        }
-        None => match link::link(&args.log, &topology, options, io::stdout().lock()) {
-            // A reader that has seen enough and closed the pipe.
-            Err(LinkError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-                return Ok(());
-            }
-            result => result.map_err(failure)?,
-        },
-    };
-    report(&summary);
-    Ok(())
-}
-
-fn link(
-    args: &Args,
-    topology: &Topology,
-    options: Options,
-    records: impl Write,
-) -> Result<Summary, Failure> {
-    link::link(&args.log, topology, options, records).map_err(failure)
-}
-
-fn failure(error: LinkError) -> Failure {
-    match error {
-        LinkError::Log(_) => Failure::input(error),
-        LinkError::Write(_) => Failure::other(error),
+    let path = args.output.as_deref();
+    let summary = output::to(path, |records| {
+        link::link(&args.log, &topology, options, records).map_err(|error| match error {
+            LinkError::Log(_) => Failure::input(error),
+            LinkError::Write(error) => output::cannot_write(path, error),
+        })
+    })?;
+    if let Some(summary) = summary {
+        report(&summary);
     }
+    Ok(())
 }
 
 fn report(summary: &Summary) {

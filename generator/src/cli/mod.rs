@@ -22,7 +22,10 @@ mod status;
 
 use std::{env, ffi::OsString, path::Path, process::ExitCode};
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{
+    ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    builder::BoolishValueParser,
+};
 use flow::causes::in_full;
 
 pub use self::policy_args::PolicyArgs;
@@ -76,7 +79,13 @@ impl Failure {
 /// The definition of the command line, for those who check one without running it.
 #[must_use]
 pub fn command() -> clap::Command {
-    Cli::command()
+    Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| match arg.get_action() {
+            // A variable may be 1 or yes as well.
+            ArgAction::SetTrue => arg.value_parser(BoolishValueParser::new()),
+            _ => arg,
+        })
+    })
 }
 
 /// What kubectl looks for when it is told `kubectl microshield`.

@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
-use super::cluster::Cluster;
+use super::{cluster::Cluster, source::Kube};
 
 /// How long the generator may take to answer, and with each part of the answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,7 +39,7 @@ const MAX_REFUSAL: u64 = 500;
 /// A running generator, and what it is shown.
 #[derive(Debug, clap::Args)]
 pub(super) struct Remote {
-    /// A running generator to read from; where there are files they are read instead, a folder of a ledger is not
+    /// A running generator to read from. Of several sources one is read: files (-f), else a generator, else a ledger (--data-dir)
     #[arg(long, value_name = "URL", env = "MICROSHIELD_URL", value_parser = address)]
     url: Option<Uri>,
 
@@ -55,11 +55,21 @@ pub(super) struct Remote {
     ca: Option<PathBuf>,
 
     /// Certificate to show to a generator that asks for one
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MICROSHIELD_READ_TLS_CERT",
+        requires = "tls_key"
+    )]
     tls_cert: Option<PathBuf>,
 
     /// Its key
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MICROSHIELD_READ_TLS_KEY",
+        requires = "tls_cert"
+    )]
     tls_key: Option<PathBuf>,
 }
 
@@ -91,6 +101,11 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl Remote {
+    /// How the Kubernetes API is reached.
+    pub(super) fn kube(&self) -> &Kube {
+        self.cluster.kube()
+    }
+
     /// Says whether a generator was named.
     pub(super) fn is_named(&self) -> bool {
         self.url.is_some() || self.cluster.is_meant()

@@ -8,6 +8,7 @@ use std::{
 };
 
 use flow::{
+    lost::Lost,
     record::{Direction, Protocol, Source},
     time::Timestamp,
 };
@@ -19,7 +20,6 @@ use crate::{
     folder::Changes,
     ledger::Edge,
     policy::{Evidence, Notice, OneSided, Plan, Reason, UDP_IS_NOT_SEEN},
-    status::LossStatus,
     table,
 };
 
@@ -41,7 +41,7 @@ pub(super) struct Report<'a> {
 struct Json<'a> {
     records: u64,
     skipped: u64,
-    losses: &'a [LossStatus],
+    losses: &'a [Lost],
     #[serde(serialize_with = "connections")]
     connections: &'a [&'a Edge],
     #[serde(serialize_with = "policies")]

@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
-use super::{Failure, PolicyArgs};
+use super::{Failure, PolicyArgs, source::Kube};
 use crate::{
     auth::{Account, Review, Rules},
     serve::{self, Bounds, Config, Limits, Publication, TopologyConfig},
@@ -68,13 +68,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "SRC", env = "MICROSHIELD_TOPOLOGY")]
     topology: Option<Source>,
 
-    /// How to reach the Kubernetes API [default: $KUBECONFIG, ~/.kube/config, else the pod's own account]
-    #[arg(long, value_name = "FILE", env = "MICROSHIELD_KUBECONFIG")]
-    kubeconfig: Option<PathBuf>,
-
-    /// The context of the kubeconfig to use, instead of its current one
-    #[arg(long, value_name = "NAME", env = "MICROSHIELD_CONTEXT")]
-    context: Option<String>,
+    #[command(flatten)]
+    kube: Kube,
 
     /// Certificate authorities that the certificate of Scope's app must come from [default: the system's]
     #[arg(long, value_name = "FILE", env = "MICROSHIELD_SCOPE_CA")]
@@ -200,13 +195,6 @@ impl AuthArgs {
 }
 
 impl Args {
-    fn access(&self) -> Access {
-        Access {
-            kubeconfig: self.kubeconfig.clone(),
-            context: self.context.clone(),
-        }
-    }
-
     fn topology(&self) -> Option<TopologyConfig> {
         // Who checks tokens has a way to the API, but need not have the right to read the cluster's objects.
         let checks_tokens = self.auth.token_audience.is_some();
@@ -219,7 +207,7 @@ impl Args {
                 .or(default)?
                 .scope_ca(self.scope_ca.as_deref()),
             options: Options {
-                access: self.access(),
+                access: self.kube.access(),
                 scope: Scope::Everything,
                 // There is one generator.
                 jitter: Duration::ZERO,
@@ -232,7 +220,7 @@ impl Args {
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let topology = args.topology();
-    let access = args.access();
+    let access = args.kube.access();
     let rules = args.auth.rules(access);
     let publication = match (args.output, args.policy.options()) {
         (Some(folder), options) => Some(Publication {

@@ -24,7 +24,7 @@ pub(super) struct Args {
     remote: Remote,
 
     /// As JSON
-    #[arg(long)]
+    #[arg(long, env = "MICROSHIELD_STATUS_JSON")]
     json: bool,
 }
 

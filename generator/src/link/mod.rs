@@ -21,7 +21,8 @@ use crate::flows::{FlowsError, Input, OnBadLine};
 pub struct Options {
     /// What to do with a line of a connection that is malformed. Other lines of the probe's log are passed over.
     pub on_bad_line: OnBadLine,
-    /// Whether to write connections with one end that the topology does not know, which then is an external address.
+    /// Whether to write connections with one end that the topology does not know, which then is an external address. What is
+    /// made to one is seen at the client only, everything else also where it is accepted.
     pub external: bool,
     /// How many threads turn lines into records.
     pub threads: NonZeroUsize,

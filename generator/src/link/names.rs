@@ -1,6 +1,10 @@
 //! From the addresses in a log to the ends of records, ready to be written.
 
-use std::{collections::HashMap, net::IpAddr, ops::Range};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+};
 
 use flow::{
     endpoint::Endpoint,
@@ -91,6 +95,14 @@ impl<'a> Names<'a> {
             span: topology.span(Timestamp::default()),
             kept: HashMap::new(),
         }
+    }
+
+    /// Whether a client finds a service there, and not the server itself.
+    pub(super) fn is_virtual(&self, server: SocketAddr, time: Timestamp) -> bool {
+        let index = &self.topology.index;
+        index
+            .resolve(server.ip(), Protocol::Tcp, server.port(), time)
+            .virtual_address
     }
 
     /// The ends of a connection: an address, and for the server its port.

@@ -212,7 +212,11 @@ impl<'a> Worker<'a> {
     fn new(topology: &'a Topology, options: Options) -> Self {
         Self {
             options,
-            parser: Parser::new(Ends::Servers),
+            parser: Parser::new(if options.external {
+                Ends::Both
+            } else {
+                Ends::Servers
+            }),
             names: Names::new(topology),
         }
     }
@@ -257,7 +261,7 @@ impl<'a> Worker<'a> {
                 match render(&connection, &mut self.names, self.options.external, records) {
                     Ok(Rendered::Record) => counts.records += 1,
                     Ok(Rendered::Outside) => counts.outside += 1,
-                    Ok(Rendered::Loopback) => {}
+                    Ok(Rendered::Loopback | Rendered::Accepted) => {}
                     Err(error) => counts.failure = Some(error),
                 }
             }

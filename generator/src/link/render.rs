@@ -18,6 +18,8 @@ pub(super) enum Rendered {
     Loopback,
     /// An end is not known.
     Outside,
+    /// Seen where it was made, and to be told of by who accepts it or by a node that tracks it; or by no pod.
+    Accepted,
 }
 
 /// Appends the record of a connection, and a line feed. With `external`, one end may be unknown.
@@ -37,8 +39,14 @@ pub(super) fn render(
     if client.ip().is_loopback() || server.ip().is_loopback() {
         return Ok(Rendered::Loopback);
     }
+    if matches!(seen, Seen::Connected(_)) && names.is_virtual(*server, *time) {
+        return Ok(Rendered::Accepted);
+    }
     let (src, dst) = names.both(client.ip(), (server.ip(), server.port()), *time)?;
     let unknown = [src, dst].iter().filter(|name| !name.is_known).count();
+    if matches!(seen, Seen::Connected(_)) && (dst.is_known || !src.is_known) {
+        return Ok(Rendered::Accepted);
+    }
     if unknown > usize::from(external) {
         return Ok(Rendered::Outside);
     }

@@ -195,8 +195,14 @@ fn protocol_and_process_are_written_and_no_line_is_lost() {
         .lines()
         .filter(|line| line.contains("|Accept|") && line.contains("|127.0.0.1|"))
         .count();
-    assert_eq!(summary.records, (last_accept - loopback) as u64);
-    let first = parsed(&records).remove(0);
+    let records = parsed(&records);
+    assert_eq!(summary.records, records.len() as u64);
+    let accepted = |record: &&FlowRecord| record.direction == Direction::Ingress;
+    assert_eq!(
+        records.iter().filter(accepted).count(),
+        last_accept - loopback
+    );
+    let first = records[0].clone();
     assert_eq!(first.protocol, flow::record::Protocol::Tcp);
     assert_eq!(first.direction, Direction::Ingress);
     let process = first.process.unwrap();
@@ -255,6 +261,42 @@ fn a_line_is_what_the_record_gives() {
             assert_eq!(serde_json::to_string(&record).unwrap(), line);
         }
     }
+}
+
+#[test]
+fn what_is_made_to_somebody_outside_is_seen_at_the_client_only() {
+    let line = |event: &str, local: &str, remote: &str, ports: &str| {
+        format!(
+            "<probe> INFO: 2022/08/18 03:24:12.5 [CONN] [eBPF] \
+             {{node-1|841375817545|2|{event}|10556|app|{local}|{remote}|{ports}|0|0}}\n"
+        )
+    };
+    let log = [
+        line("Connect", "10.0.1.167", "203.0.113.9", "40000|443"),
+        line("Connect", "10.0.1.167", "10.0.0.99", "40001|8079"),
+        line("Accept", "10.0.0.99", "10.0.1.167", "8079|40001"),
+        line("Connect", "10.0.1.167", "10.96.0.13", "40002|80"),
+        line("Connect", "198.51.100.7", "203.0.113.9", "40003|443"),
+    ]
+    .concat();
+    let options = Options {
+        external: true,
+        ..options(1)
+    };
+    let (records, summary) = run(log.as_bytes(), &cluster(), options).unwrap();
+    assert_eq!((summary.records, summary.outside), (2, 0));
+    let [out, within] = parsed(&records).try_into().unwrap();
+    assert_eq!(
+        (out.direction, out.tuple.dst_port),
+        (Direction::Egress, 443)
+    );
+    assert_eq!(out.dst, Endpoint::External("203.0.113.9".parse().unwrap()));
+    assert_eq!(
+        (within.direction, within.tuple.dst_port),
+        (Direction::Ingress, 8079)
+    );
+    let (_, summary) = linked(&log, &cluster());
+    assert_eq!((summary.records, summary.outside), (1, 0));
 }
 
 #[test]

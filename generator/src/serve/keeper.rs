@@ -208,6 +208,7 @@ impl Keeper {
     async fn status(&mut self) -> Status {
         let now = Timestamp::from(SystemTime::now());
         let mut status = status(&self.state, &self.sessions);
+        status.version = env!("CARGO_PKG_VERSION").to_owned();
         status.now = now;
         status.started = self.started;
         status.ledger.database_bytes = self.store.bytes().await.unwrap_or(0);

@@ -1,9 +1,10 @@
 //! Pages of an export.
 
+use std::io;
+
 use crate::{
-    flows::LostLine,
     ingest::{Page, PageEnd},
-    status::LossStatus,
+    status::lost,
     store::State,
 };
 
@@ -11,7 +12,7 @@ use crate::{
 const PAGE: usize = 256 << 10;
 
 /// The records after a place, or the first; with the last of them, what was lost. `load` says how often the state was read.
-pub(super) fn page(state: &State, load: u64, after: Option<PageEnd>) -> serde_json::Result<Page> {
+pub(super) fn page(state: &State, load: u64, after: Option<PageEnd>) -> io::Result<Page> {
     let mut lines = Vec::with_capacity(PAGE + PAGE / 8);
     for (place, record) in state.ledger.after(after.map(|end| end.place)) {
         serde_json::to_writer(&mut lines, &record)?;
@@ -23,12 +24,8 @@ pub(super) fn page(state: &State, load: u64, after: Option<PageEnd>) -> serde_js
             });
         }
     }
-    for loss in state.losses.iter() {
-        let line = LostLine {
-            lost: LossStatus::from(loss),
-        };
-        serde_json::to_writer(&mut lines, &line)?;
-        lines.push(b'\n');
+    for lost in state.losses.iter().map(lost) {
+        lost.write_line(&mut lines)?;
     }
     Ok(Page {
         lines: lines.into(),

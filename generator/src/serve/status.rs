@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::sessions::Sessions;
 use crate::{
-    status::{AgentStatus, LedgerStatus, LossStatus, Status},
+    status::{self, AgentStatus, LedgerStatus, Status},
     store::State,
 };
 
@@ -15,7 +15,7 @@ pub(super) fn status(state: &State, sessions: &Sessions) -> Status {
     for (node, reason, loss) in state.losses.iter() {
         let sum = lost.entry(node).or_default();
         *sum = sum.saturating_add(loss.count);
-        losses.push(LossStatus::from((node, reason, loss)));
+        losses.push(status::lost((node, reason, loss)));
     }
     let mut agents: Vec<AgentStatus> = state
         .agents

@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use flow::record::FlowRecord;
+use flow::{lost::Lost, record::FlowRecord};
 use serde_json::Value;
 use sqlx::{ConnectOptions as _, sqlite::SqliteConnectOptions};
 
@@ -46,14 +46,27 @@ async fn all_pages_and_what_was_lost() {
         String::from_utf8_lossy(&remote.stderr),
         "microshield: node node-1: 3 observations lost: ring_full\n"
     );
-    let records: Vec<FlowRecord> = remote
+    let local = run(&["export", "--data-dir", ledger.to_str().unwrap()]);
+    assert_eq!(local.stdout, remote.stdout);
+    let lines: Vec<&[u8]> = remote
         .stdout
+        .trim_ascii()
         .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
-        .map(|line| serde_json::from_slice(line).unwrap())
         .collect();
+    let (lost, records) = lines.split_last().unwrap();
+    let lost = Lost::parse_line(lost).unwrap();
+    assert_eq!(
+        lost.to_string(),
+        "node node-1: 3 observations lost: ring_full"
+    );
+    let records = records
+        .iter()
+        .map(|line| serde_json::from_slice(line).unwrap());
+    let records: Vec<FlowRecord> = records.collect();
     assert_eq!(records.len(), 4_000);
     assert_eq!(records, export(&ledger));
+    let file = data.path().join("flows.json");
+    std::fs::write(&file, &local.stdout).unwrap();
 
     let folder = data.path().join("policies");
     let folder = folder.to_str().unwrap();
@@ -63,9 +76,13 @@ async fn all_pages_and_what_was_lost() {
     assert!(written.status.success(), "{written:?}");
     assert!(std::fs::read_dir(folder).unwrap().count() > 0);
     generate.push("--strict");
-    let strict = run(&generate);
-    assert_eq!(strict.status.code(), Some(1), "{strict:?}");
-    assert!(String::from_utf8_lossy(&strict.stderr).contains("ring_full"));
+    let of_file = ["generate", "-f", file.to_str().unwrap(), "--strict"];
+    let of_file = [&of_file, &["-A", "-g", "workload", "-a", "-o", folder][..]].concat();
+    for generate in [generate, of_file] {
+        let strict = run(&generate);
+        assert_eq!(strict.status.code(), Some(1), "{strict:?}");
+        assert!(String::from_utf8_lossy(&strict.stderr).contains("ring_full"));
+    }
 }
 
 /// Places in the ledger are of one reading: when the store fails and is read again, the rest would be another's.

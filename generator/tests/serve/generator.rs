@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flow::record::FlowRecord;
+use flow::{lost::Lost, record::FlowRecord};
 use nix::{
     sys::{
         resource::{Resource, getrlimit, setrlimit},
@@ -145,7 +145,7 @@ pub(crate) fn export(data_dir: &Path) -> Vec<FlowRecord> {
     output
         .stdout
         .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && Lost::parse_line(line).is_none())
         .map(|line| serde_json::from_slice(line).unwrap())
         .collect()
 }

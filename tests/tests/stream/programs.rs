@@ -11,7 +11,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flow::record::FlowRecord;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -208,8 +207,7 @@ pub(crate) fn export(data_dir: &Path) -> Result<(Counts, String)> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.success(), "{said}");
     let mut counts = Counts::new();
-    for record in serde_json::Deserializer::from_slice(&output.stdout).into_iter() {
-        let record: FlowRecord = record?;
+    for record in lab::truth::records(output.stdout.split(|byte| *byte == b'\n'))? {
         *counts.entry(record.tuple.dst_port).or_default() += record.count;
     }
     Ok((counts, said))

@@ -2,9 +2,17 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use futures_util::AsyncBufRead;
+use http::Request;
 use kube::{
     Client, Config,
     config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use tokio::time::timeout;
+
+use super::{
+    pace::Pace,
+    trouble::{Trouble, Verb},
 };
 
 /// How long it may take to get a connection.
@@ -51,6 +59,19 @@ pub async fn client(access: &Access) -> Result<Client, ConnectError> {
     // Whoever asks decides when to ask again, and says so.
     config.default_retry = false;
     Ok(Client::try_from(config)?)
+}
+
+/// Asks, and waits until the answer begins.
+pub(super) async fn open(
+    client: &Client,
+    verb: Verb,
+    request: Request<Vec<u8>>,
+    pace: Pace,
+) -> Result<impl AsyncBufRead + Unpin + use<>, Trouble> {
+    let response = timeout(pace.response, client.request_stream(request)).await;
+    let response = response.or(Err(Trouble::Silent(pace.response)))?;
+    let response = response.map_err(|error| Trouble::of_request(verb, error))?;
+    Ok(Box::pin(response))
 }
 
 async fn config(access: &Access) -> Result<Config, ConnectError> {

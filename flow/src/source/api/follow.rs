@@ -6,8 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{AsyncBufRead, FutureExt as _};
-use http::Request;
+use futures_util::FutureExt as _;
 use kube::{Client, core::params::WatchParams};
 use rand::Rng as _;
 use tokio::time::{Instant, sleep, timeout};
@@ -21,7 +20,7 @@ use super::{
     kind::Kind,
     lines::Lines,
     list::{self, Freshness},
-    parse::{self, Event, Listed, MAX_OBJECT_BYTES, MAX_OBJECTS},
+    parse::{self, Event, MAX_OBJECT_BYTES, MAX_OBJECTS},
     trouble::{Trouble, Verb},
 };
 use crate::{backoff::Backoff, time::Timestamp};
@@ -141,22 +140,14 @@ impl Follower {
     }
 
     async fn list(&mut self, freshness: &Freshness) -> Result<(), Trouble> {
-        let mut listed = Listed::default();
-        let mut token: Option<String> = None;
-        let version = loop {
-            let request =
-                freshness.request(self.kind, self.selector.as_deref(), token.as_deref())?;
-            let response = self.open(Verb::List, request).await?;
-            let (page, all) =
-                list::read(self.kind, response, self.options.pace.silence, listed).await?;
-            listed = all;
-            match page.token {
-                Some(next) => token = Some(next),
-                None => break page.version,
-            }
-        };
-        let version =
-            version.ok_or_else(|| Trouble::Malformed("a list without version".to_owned()))?;
+        let (version, listed) = list::all(
+            &self.client,
+            self.kind,
+            self.selector.as_deref(),
+            freshness,
+            self.options.pace,
+        )
+        .await?;
 
         let (kind, shared, count) = (self.kind, self.shared.clone(), listed.objects.len());
         if listed.malformed > 1 {
@@ -182,7 +173,7 @@ impl Follower {
         let request = kube::core::Request::new(self.kind.path())
             .watch(&params, version)
             .map_err(|error| Trouble::Malformed(error.to_string()))?;
-        let response = self.open(Verb::Watch, request).await?;
+        let response = access::open(&self.client, Verb::Watch, request, self.options.pace).await?;
 
         let began = Instant::now();
         let mut said_something = false;
@@ -251,18 +242,6 @@ impl Follower {
     fn succeeded(&mut self) {
         self.backoff.reset();
         self.failures = 0;
-    }
-
-    async fn open(
-        &self,
-        verb: Verb,
-        request: Request<Vec<u8>>,
-    ) -> Result<impl AsyncBufRead + Unpin + use<>, Trouble> {
-        let patience = self.options.pace.response;
-        let response = timeout(patience, self.client.request_stream(request)).await;
-        let response = response.or(Err(Trouble::Silent(patience)))?;
-        let response = response.map_err(|error| Trouble::of_request(verb, error))?;
-        Ok(Box::pin(response))
     }
 
     /// Reads again what says how to reach the API server: tokens and certificates are renewed while we run.

@@ -5,14 +5,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{AsyncBufRead, AsyncBufReadExt as _};
 use http::Request;
-use kube::core::params::{ListParams, VersionMatch};
+use kube::{
+    Client,
+    core::params::{ListParams, VersionMatch},
+};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     super::feed::Feed,
+    access,
     kind::Kind,
+    pace::Pace,
     parse::{self, Listed, Page},
-    trouble::Trouble,
+    trouble::{Trouble, Verb},
 };
 
 /// Objects in one page, where the API server pages.
@@ -89,10 +94,51 @@ impl Freshness {
     }
 }
 
+/// Reads a whole list, page by page. Returns its version, too.
+pub(super) async fn all(
+    client: &Client,
+    kind: Kind,
+    selector: Option<&str>,
+    freshness: &Freshness,
+    pace: Pace,
+) -> Result<(String, Listed), Trouble> {
+    let mut listed = Listed::default();
+    let mut token: Option<String> = None;
+    let version = loop {
+        let request = freshness.request(kind, selector, token.as_deref())?;
+        let response = access::open(client, Verb::List, request, pace).await?;
+        let (page, all) = read(kind, response, pace.silence, listed).await?;
+        listed = all;
+        match page.token {
+            Some(next) => token = Some(next),
+            None => break page.version,
+        }
+    };
+    let version = version.ok_or_else(|| Trouble::Malformed("a list without version".to_owned()))?;
+    Ok((version, listed))
+}
+
+/// The newest list.
+pub(super) async fn newest(
+    client: &Client,
+    kind: Kind,
+    selector: Option<&str>,
+    pace: Pace,
+) -> Result<Listed, Trouble> {
+    let paged = all(client, kind, selector, &Freshness::Newest, pace).await;
+    let listed = match paged {
+        Err(Trouble::Expired(_)) => {
+            all(client, kind, selector, &Freshness::NewestInOnePiece, pace).await
+        }
+        listed => listed,
+    };
+    listed.map(|(_, listed)| listed)
+}
+
 /// Reads a page from a response; its objects are added to `listed`.
 ///
 /// It is parsed on a thread for blocking work: the task's own has other things to do during a hundred thousand pods.
-pub(super) async fn read(
+async fn read(
     kind: Kind,
     response: impl AsyncBufRead + Unpin,
     silence: Duration,

@@ -25,9 +25,11 @@ pub use self::{
     pace::Pace,
 };
 use super::{
-    Options,
+    Options, SourceError,
+    once::{LoadError, Warnings},
     view::{Knowledge, Shared},
 };
+use crate::topology::Objects;
 
 /// Starts to follow what is in scope.
 pub(super) async fn start(
@@ -49,6 +51,38 @@ pub(super) async fn start(
     tasks.spawn(remind(options.pace.remind, shared.clone()));
     tasks.spawn(announce(shared.clone()));
     Ok(())
+}
+
+/// Lists everything in scope once.
+pub(super) async fn load(options: &Options) -> Result<(Objects, Warnings), LoadError> {
+    let client = access::client(&options.access)
+        .await
+        .map_err(SourceError::from)?;
+    let (mut objects, mut warnings) = (Objects::default(), Warnings::new());
+    for kind in options.scope.kinds() {
+        let selector = options.scope.field_selector(*kind);
+        match list::newest(&client, *kind, selector.as_deref(), options.pace).await {
+            Ok(listed) => {
+                if listed.malformed > 0 {
+                    warnings.push(format!(
+                        "{} malformed {kind} are left out",
+                        listed.malformed
+                    ));
+                }
+                objects.append(listed.objects);
+            }
+            Err(trouble) if trouble.is_refusal() && *kind != Kind::Pods => {
+                warnings.push(format!("no {kind}: {trouble}"));
+            }
+            Err(trouble) => {
+                return Err(LoadError::Refused {
+                    at: format!("the Kubernetes API, {kind}"),
+                    message: trouble.to_string(),
+                });
+            }
+        }
+    }
+    Ok((objects, warnings))
 }
 
 /// Says how old the knowledge in use is, while it is not current.

@@ -16,13 +16,21 @@ use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 use tokio::task::JoinSet;
 
 pub use self::url::ReportUrl;
-use self::{fetch::Client, follow::Follower};
+use self::{
+    fetch::{Answer, Client},
+    follow::Follower,
+    trouble::Trouble,
+};
 use super::{
-    Options,
+    Options, SourceError,
     api::Kind,
+    once::{LoadError, Warnings},
     view::{Knowledge, Shared},
 };
-use crate::transport::TlsError;
+use crate::{
+    topology::{Objects, scope::Report},
+    transport::TlsError,
+};
 
 /// What a report tells of.
 const KINDS: [Kind; 4] = [Kind::Pods, Kind::Services, Kind::Nodes, Kind::Namespaces];
@@ -78,6 +86,24 @@ pub(super) fn start(
         Arc::new(url.clone()),
     ));
     Ok(())
+}
+
+/// Asks once.
+pub(super) async fn load(
+    url: &ReportUrl,
+    options: &Options,
+) -> Result<(Objects, Warnings), LoadError> {
+    let mut client = Client::new(url.clone(), options.pace).map_err(SourceError::from)?;
+    let report = match client.ask().await {
+        Ok(Answer::Report(report)) if !report.objects.pods.is_empty() => Ok(report),
+        Ok(Answer::Report(_) | Answer::Unchanged) => Err(Trouble::NoPods),
+        Err(trouble) => Err(trouble),
+    };
+    let Report { objects, warnings } = report.map_err(|trouble| LoadError::Refused {
+        at: url.to_string(),
+        message: trouble.to_string(),
+    })?;
+    Ok((objects, warnings))
 }
 
 /// All kinds are known alike.
