@@ -27,6 +27,7 @@ use lab::{
     apiserver::ApiServer,
     binary,
     deployment::{self, kustomize},
+    truth,
 };
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -263,6 +264,7 @@ async fn every_word(serve: &[&str], shown: &[&str]) -> Result<()> {
     let status = plugin(&["status", "--json"]).await?;
     let status: Value = serde_json::from_str(&out(&status)?)?;
     ensure!(status["ledger"]["observations"] == 2, "{status}");
+    ensure!(status["version"] == env!("CARGO_PKG_VERSION"), "{status}");
 
     let generated = plugin(&["generate", "-n", "shop", "-g", "svc", "-o", &policies, "-a"]).await?;
     let said = out(&generated)?;
@@ -282,12 +284,19 @@ async fn every_word(serve: &[&str], shown: &[&str]) -> Result<()> {
 
     let audited = plugin(&["audit", "-p", &policies]).await?;
     ensure!(audited.status.success(), "{audited:?}");
+    let of_cluster = plugin(&["audit", "-p", &policies, "--topology", "kube"]).await?;
+    ensure!(of_cluster.status.success(), "{of_cluster:?}");
+    ensure!(!cluster.api.asked_of("pods").is_empty());
     let explained = plugin(&["explain", "-p", &policies, "shop/policy-db-1"]).await?;
     ensure!(out(&explained)?.contains("5432"), "{explained:?}");
     let edges = plugin(&["export", "--edges"]).await?;
     ensure!(out(&edges)?.contains("shop/api-1"), "{edges:?}");
     let records = out(&plugin(&["export"]).await?)?;
-    ensure!(records.lines().count() == 2, "{records}");
+    ensure!(
+        truth::records(records.lines().map(str::as_bytes))?.len() == 2
+            && records.lines().count() == 3,
+        "two edges and what was lost: {records}"
+    );
     // What is missing is found.
     fs::remove_file(Path::new(&policies).join("policy-web-1.yaml"))?;
     fs::write(

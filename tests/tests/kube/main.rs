@@ -5,6 +5,7 @@ mod broken;
 mod local;
 mod log;
 mod objects;
+mod once;
 mod real;
 mod recorded;
 mod refused;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         local::tests(),
         suite::tests(),
         weave::tests(),
+        once::tests(),
     ]
     .into_iter()
     .flatten()
