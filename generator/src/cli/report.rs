@@ -19,7 +19,7 @@ use crate::{
     evaluate::Proof,
     folder::Changes,
     ledger::Edge,
-    policy::{Evidence, Notice, OneSided, Plan, Reason, UDP_IS_NOT_SEEN},
+    policy::{Evidence, Notice, OneSided, Plan, Reason, UDP_IS_NOT_SEEN, Unwatched},
     table,
 };
 
@@ -50,6 +50,7 @@ struct Json<'a> {
     changes: &'a Changes,
     notices: &'a [Notice],
     one_sided: Vec<OneSided>,
+    unwatched: Vec<Unwatched>,
     added_addresses: u128,
     proof: &'a Proof,
 }
@@ -107,6 +108,7 @@ impl Report<'_> {
             changes: self.changes,
             notices: &self.plan.notices,
             one_sided: self.plan.one_sided(self.chosen),
+            unwatched: self.plan.unwatched(self.chosen),
             added_addresses: self.plan.added_addresses(self.chosen),
             proof: self.proof,
         };
@@ -156,6 +158,13 @@ impl Report<'_> {
                 writeln!(to, "  {what}: {}", table::printable(name))?;
             }
         }
+        if !removed.is_empty() {
+            writeln!(
+                to,
+                "  policies that were applied stay in force: delete those that were removed here in the cluster, too"
+            )?;
+        }
+        self.write_unwatched(to)?;
         self.write_one_sided(to)?;
         match self.plan.added_addresses(self.chosen) {
             0 => {}
@@ -166,6 +175,22 @@ impl Report<'_> {
         }
         self.write_notices(to)?;
         write!(to, "{}", proof::text(self.proof))
+    }
+
+    fn write_unwatched(&self, to: &mut dyn Write) -> io::Result<()> {
+        let unwatched = self.plan.unwatched(self.chosen);
+        if unwatched.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            to,
+            "of the pods of these policies only the other ends' agents told: is an agent on their nodes? What else they call, \
+             or who else calls them, is not known"
+        )?;
+        for policy in unwatched.iter().take(MAX_LISTED) {
+            writeln!(to, "  {}/{}", policy.namespace, policy.policy)?;
+        }
+        write_more(to, unwatched.len())
     }
 
     /// A policy that closes a direction of which nothing was seen may be meant; it must not come as a surprise.

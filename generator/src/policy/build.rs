@@ -237,8 +237,15 @@ impl Builder<'_> {
             }
             self.notices.insert(Notice::new(edge, Reason::Ipv6));
         }
-        if matches!(outside.peers, Ok(Peers::Unlabelled)) {
-            self.notices.insert(Notice::new(edge, Reason::ByAddress));
+        let is_block = |other: &Other| matches!(other, Other::Peer(Peer::Block(_)));
+        match outside.peers {
+            Ok(Peers::Unlabelled) => {
+                self.notices.insert(Notice::new(edge, Reason::ByAddress));
+            }
+            Ok(_) if peers.iter().any(is_block) => {
+                self.notices.insert(Notice::new(edge, Reason::NodeAddress));
+            }
+            _ => {}
         }
         for target in targets {
             for peer in &peers {

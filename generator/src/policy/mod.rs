@@ -30,7 +30,7 @@ pub use self::{
     options::{
         Blocks, Enforcer, Granularity, Namespaces, Options, OwnNode, PolicyTypes, PortForm, Since,
     },
-    plan::{Connection, Draft, OneSided, Plan, Rule},
+    plan::{Connection, Draft, OneSided, Plan, Rule, Unwatched},
 };
 #[cfg(test)]
 mod tests;

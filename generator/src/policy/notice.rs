@@ -53,6 +53,8 @@ pub enum Reason {
     Ipv6,
     /// The pod is allowed by its address because it has no label that outlives a rollout.
     ByAddress,
+    /// One end is a node, or runs in the network of one, and is allowed by its address.
+    NodeAddress,
     /// The pods of one end are selected by labels that pods of other workloads have too.
     Shared,
     /// The service of one end selects something else by the word of most nodes than by the newest.
@@ -97,6 +99,9 @@ impl fmt::Display for Reason {
             }
             Self::Disputed => {
                 "allowed by what most nodes say that a service selects, though the newest word is another"
+            }
+            Self::NodeAddress => {
+                "allowed by the address of a node: Cilium matches those only with policyCIDRMatchMode: nodes"
             }
             Self::ByAddress => {
                 "allowed by address, which a restart changes: the pod has no label that outlives a rollout"

@@ -17,7 +17,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use super::{
     Namespaces, Notice, Options, PolicyTypes, blocks,
     ends::{Ends, GroupId},
-    evidence::{Evidence, Gathered},
+    evidence::{Evidence, Gathered, SeenBy},
     manifest::{self, Spec},
     peer::Peer,
     target::Target,
@@ -121,6 +121,15 @@ pub struct OneSided {
     pub direction: Direction,
     /// Whether the policy closes it all the same.
     pub closed: bool,
+}
+
+/// A policy of whose pods only the agents of others told: what else they do is not known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub struct Unwatched {
+    /// The policy's namespace.
+    pub namespace: String,
+    /// The policy's name.
+    pub policy: String,
 }
 
 impl Plan<'_> {
@@ -251,6 +260,26 @@ impl Plan<'_> {
             }
         }
         one_sided
+    }
+
+    /// The policies, of those with chosen rules, whose rules were all seen at the other end only, as if no agent ran where
+    /// their pods are.
+    #[must_use]
+    pub fn unwatched(&self, chosen: &[bool]) -> Vec<Unwatched> {
+        let is_seen_inside = |rule: &&Rule| match rule.direction {
+            Direction::Egress => rule.evidence.seen_by != SeenBy::Server,
+            Direction::Ingress => rule.evidence.seen_by != SeenBy::Client,
+        };
+        let watched = self.rules.iter().filter(is_seen_inside);
+        let watched: BTreeSet<usize> = watched.map(|rule| rule.policy).collect();
+        (self.policies.iter().enumerate())
+            .filter(|(index, _)| !watched.contains(index))
+            .filter(|(index, _)| self.rules_of(*index, chosen).next().is_some())
+            .map(|(_, draft)| Unwatched {
+                namespace: draft.namespace().to_owned(),
+                policy: draft.name.clone(),
+            })
+            .collect()
     }
 
     /// How many external addresses the policies with the chosen rules let through that were not seen, because addresses

@@ -14,7 +14,7 @@ use super::keeper::{Snapshot, SnapshotRequest};
 use crate::{
     evaluate::{InvalidPolicy, Policies, Proof, World, prove},
     folder::{self, Changes, FolderError},
-    policy::{self, Notice, Options, Reason},
+    policy::{self, Notice, Options, Reason, Unwatched},
 };
 
 /// The least time between two looks at the ledger: flows come in every second, and most change no policy.
@@ -62,6 +62,8 @@ pub(super) struct Publisher {
     noticed: Option<BTreeMap<Reason, usize>>,
     /// How many edges the policies denied when that was last said.
     denied: usize,
+    /// How many policies were for pods of which only others told when that was last said.
+    unwatched: usize,
     /// Whether the last attempt failed: a folder that cannot be written stays so for a while, and is logged once.
     failing: bool,
     /// Whether the folder was left alone the last time, because of what the ledger lacks.
@@ -75,6 +77,7 @@ impl Publisher {
             shown: None,
             noticed: None,
             denied: 0,
+            unwatched: 0,
             failing: false,
             holding: false,
         }
@@ -115,10 +118,12 @@ impl Publisher {
             );
             let changes = folder::write(&publication.folder, &files, namespaces)?;
             report(&publication, &snapshot, &proof, files.len(), &changes);
-            Ok::<_, PublishError>(Some((counts(&plan.notices), proof)))
+            let unwatched = plan.unwatched(&all);
+            Ok::<_, PublishError>(Some((counts(&plan.notices), unwatched, proof)))
         };
-        if let Some((noticed, proof)) = tokio::task::spawn_blocking(write).await?? {
+        if let Some((noticed, unwatched, proof)) = tokio::task::spawn_blocking(write).await?? {
             self.notice(noticed);
+            self.warn_of_unwatched(&unwatched);
             self.warn_of_denied(&proof);
         }
         self.shown = Some(revision);
@@ -150,6 +155,22 @@ impl Publisher {
             info!(edges = 0, %reason, "notice");
         }
         *before = counts;
+    }
+
+    /// One line when it has changed how many policies are for pods of which only the agents of others told.
+    fn warn_of_unwatched(&mut self, unwatched: &[Unwatched]) {
+        let policies = unwatched.len();
+        if policies != self.unwatched
+            && let Some(Unwatched { namespace, policy }) = unwatched.first()
+        {
+            warn!(
+                policies,
+                namespace,
+                policy,
+                "only the other ends' agents told of the pods of policies such as this: is an agent on their nodes?"
+            );
+        }
+        self.unwatched = policies;
     }
 
     /// One line when it has changed how many connections that were seen the policies do not allow: those that were left out,

@@ -109,6 +109,7 @@ fn a_service_stands_for_its_pods_in_their_nodes_network_too() {
             "policy-web > {kube-system}{app=api} 443/TCP",
             "policy-web > 192.168.0.1/32 443/TCP",
             "policy-web > 192.168.0.2/32 443/TCP",
+            "NodeAddress: shop/web-node-1 -> service kube-system/api:443",
         ],
     );
     let edges = ledger(records).edges();
@@ -143,6 +144,7 @@ fn a_service_stands_for_its_pods_in_their_nodes_network_too() {
             "policy-web > {}{k8s-app=kube-dns} 53/TCP 53/UDP",
             "policy-web > {kube-system}{k8s-app=kube-dns} 53/TCP",
             "policy-web > 192.168.0.3/32 53/TCP",
+            "NodeAddress: shop/web-node-1 -> service kube-system/dns:53",
         ],
     );
     assert_eq!(

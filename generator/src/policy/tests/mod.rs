@@ -485,6 +485,8 @@ fn the_own_node_needs_no_rule_and_other_addresses_are_exact() {
             "policy-db < fd00::1/128 8080/TCP",
             "OwnNode: kube-system/agent-node-2 -> shop/db-node-2:8080",
             "OwnNode: node node-2 -> shop/db-node-2:8080",
+            "NodeAddress: kube-system/agent-node-1 -> shop/db-node-2:8080",
+            "NodeAddress: node node-1 -> shop/db-node-2:8080",
         ],
     );
     let mut options = options("shop", Granularity::Service);
@@ -498,6 +500,10 @@ fn the_own_node_needs_no_rule_and_other_addresses_are_exact() {
             "policy-db < 192.0.2.2/32 8080/TCP",
             "policy-db < 198.51.100.7/32 8080/TCP",
             "policy-db < fd00::1/128 8080/TCP",
+            "NodeAddress: kube-system/agent-node-1 -> shop/db-node-2:8080",
+            "NodeAddress: kube-system/agent-node-2 -> shop/db-node-2:8080",
+            "NodeAddress: node node-1 -> shop/db-node-2:8080",
+            "NodeAddress: node node-2 -> shop/db-node-2:8080",
         ],
     );
 }
@@ -532,7 +538,8 @@ fn nobody_is_let_in_by_the_word_of_one_who_cannot_say_who_it_is() {
     // Those who are known are believed: what is said of a node is said of it, and what its pods say is theirs.
     let of_node = record(Egress, node("node-1"), db(), 3306, 1);
     let rule = format!("policy-db < {}/32 3306/TCP", of_node.tuple.src_addr);
-    check([of_node], &["policy-db {app=db}", &rule]);
+    let notice = "NodeAddress: node node-1 -> shop/db-node-2:3306";
+    check([of_node], &["policy-db {app=db}", &rule, notice]);
 }
 
 #[test]
@@ -583,6 +590,7 @@ fn a_pod_in_its_nodes_network_is_a_peer_but_has_no_policy() {
             "policy-web {app=web}",
             "policy-web > 192.0.2.2/32 443/TCP",
             "HostNetwork: shop/web-node-1 -> shop/proxy-node-2:443",
+            "NodeAddress: shop/web-node-1 -> shop/proxy-node-2:443",
         ],
     );
 }
@@ -606,6 +614,7 @@ fn a_service_stands_for_its_pods_or_its_backends() {
             "policy-web > 198.51.100.1/32 443/TCP",
             "policy-web > 2001:db8::2/128 443/TCP",
             "NoBackends: shop/web-node-1 -> service shop/unknown:443",
+            "NodeAddress: shop/web-node-1 -> service default/kubernetes:443",
         ],
     );
 }
@@ -1139,4 +1148,30 @@ fn evidence_tells_how_often_when_and_by_whose_word() {
         .collect();
     assert_eq!(newest, [30, 30]);
     assert_eq!(plan.until.as_nanos(), 70);
+}
+
+/// A pod on a node without an agent is told of by the agents of others only, and what it does besides is not known.
+#[test]
+fn pods_that_nobody_watches_are_named() {
+    let records = [
+        record(Egress, web(), db(), 3306, 1),
+        record(Ingress, web(), served("shop", "api", "node-1"), 80, 1),
+    ];
+    let (edges, options) = (
+        ledger(records).edges(),
+        options("shop", Granularity::Service),
+    );
+    let plan = plan(&edges, &options);
+    let named = |chosen: &[bool]| -> Vec<String> {
+        let unwatched = plan.unwatched(chosen).into_iter();
+        unwatched.map(|policy| policy.policy).collect()
+    };
+    // `web` was seen by its own agent when it called `db`, and `api` when it was called.
+    assert_eq!(named(&plan.all()), ["policy-db"]);
+    let of_db: Vec<bool> = (plan.rules().iter())
+        .map(|rule| plan.policies()[rule.policy].name == "policy-db")
+        .collect();
+    let of_others: Vec<bool> = of_db.iter().map(|chosen| !chosen).collect();
+    assert_eq!(named(&of_db), ["policy-db"]);
+    assert_eq!(named(&of_others), [""; 0]);
 }
