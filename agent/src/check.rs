@@ -147,6 +147,9 @@ impl Report {
         for finding in &self.findings {
             table.add_row([finding.what, finding.state.name(), &finding.found]);
         }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
         let verdict = match self.hooks {
             Some(hooks) => format!("This node can be captured, by {hooks} hooks."),
             None => "This node cannot be captured.".to_owned(),

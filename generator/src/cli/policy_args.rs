@@ -188,7 +188,7 @@ fn since(text: &str) -> Result<Since, &'static str> {
 }
 
 /// A whole number of seconds, minutes, hours, days or weeks.
-fn duration(text: &str) -> Option<Duration> {
+pub(super) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let unit: u64 = match unit {
         "s" => 1,

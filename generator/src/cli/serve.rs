@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
-use super::{Failure, PolicyArgs, source::Kube};
+use super::{Failure, PolicyArgs, policy_args::duration, source::Kube};
 use crate::{
     auth::{Account, Review, Rules},
     serve::{self, Bounds, Config, Limits, Publication, TopologyConfig},
@@ -274,22 +274,11 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     served
 }
 
-/// A span of time: a number and its unit.
-fn span(text: &str) -> Result<Duration, String> {
-    let split = text.len() - usize::from(text.ends_with(|last: char| last.is_ascii_alphabetic()));
-    let (number, unit) = text.split_at(split);
-    let seconds: u64 = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 60 * 60,
-        "d" => 24 * 60 * 60,
-        _ => return Err("expected a number and s, m, h or d".to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|error| format!("{error}"))?;
-    match number.checked_mul(seconds) {
-        None | Some(0) => Err("out of range".to_owned()),
-        Some(seconds) => Ok(Duration::from_secs(seconds)),
-    }
+/// A span of time that is not empty.
+fn span(text: &str) -> Result<Duration, &'static str> {
+    duration(text)
+        .filter(|span| !span.is_zero())
+        .ok_or("expected a whole number of s, m, h, d or w, such as 30d")
 }
 
 /// Ready when the process is asked to end, by SIGTERM or Ctrl-C.
@@ -325,7 +314,12 @@ mod tests {
 
     #[test]
     fn spans_of_time() {
-        for (text, seconds) in [("30d", 2_592_000), ("12h", 43_200), ("5m", 300), ("1s", 1)] {
+        for (text, seconds) in [
+            ("30d", 2_592_000),
+            ("2w", 1_209_600),
+            ("12h", 43_200),
+            ("1s", 1),
+        ] {
             assert_eq!(span(text), Ok(Duration::from_secs(seconds)));
         }
         for bad in [
@@ -334,7 +328,7 @@ mod tests {
             "30",
             "0d",
             "-1d",
-            "1w",
+            "+1d",
             "1.5h",
             "99999999999999999999d",
             "213503982334602d",

@@ -74,9 +74,7 @@ fn table(status: &Status) -> Result<String, std::fmt::Error> {
         };
         writeln!(text, "the cluster's objects: {words}")?;
     }
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.set_header([
+    let mut table = columns([
         "NODE",
         "AGENT",
         "CONNECTED",
@@ -111,9 +109,7 @@ fn table(status: &Status) -> Result<String, std::fmt::Error> {
     }
     writeln!(text, "\n{}", table.trim_fmt())?;
     if !status.losses.is_empty() {
-        let mut table = Table::new();
-        table.load_style(NOTHING);
-        table.set_header(["NODE", "LOST", "REASON"]);
+        let mut table = columns(["NODE", "LOST", "REASON"]);
         for loss in &status.losses {
             table.add_row([
                 loss.node.clone(),
@@ -124,6 +120,17 @@ fn table(status: &Status) -> Result<String, std::fmt::Error> {
         writeln!(text, "\n{}", table.trim_fmt())?;
     }
     Ok(text)
+}
+
+/// A table without lines, the first column at the margin.
+fn columns<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
 }
 
 /// What an agent had not delivered when it made its last batch.

@@ -237,15 +237,11 @@ impl Builder<'_> {
             }
             self.notices.insert(Notice::new(edge, Reason::Ipv6));
         }
-        let is_block = |other: &Other| matches!(other, Other::Peer(Peer::Block(_)));
-        match outside.peers {
-            Ok(Peers::Unlabelled) => {
-                self.notices.insert(Notice::new(edge, Reason::ByAddress));
-            }
-            Ok(_) if peers.iter().any(is_block) => {
-                self.notices.insert(Notice::new(edge, Reason::NodeAddress));
-            }
-            _ => {}
+        if matches!(outside.peers, Ok(Peers::Unlabelled)) {
+            self.notices.insert(Notice::new(edge, Reason::ByAddress));
+        } else if self.options.enforcer == Enforcer::Kubernetes && has_node(edge, direction, &peers)
+        {
+            self.notices.insert(Notice::new(edge, Reason::NodeAddress));
         }
         for target in targets {
             for peer in &peers {
@@ -319,6 +315,24 @@ impl Builder<'_> {
             && matches!(&edge.client, Endpoint::Pod { pod, .. } if !pod.host_network)
             && self.cluster.has_dns_in(self.ends.target(target))
     }
+}
+
+/// Whether a node, or what runs in the network of one, is among those that are let through by address. The API server is;
+/// other services without a selector lead to anything.
+fn has_node(edge: &Edge, direction: Direction, peers: &[Other]) -> bool {
+    let endpoint = match direction {
+        Direction::Egress => &edge.server,
+        Direction::Ingress => &edge.client,
+    };
+    let may_be = match endpoint {
+        Endpoint::Pod { .. } | Endpoint::Node(_) => true,
+        Endpoint::Service(service) => {
+            let name = (service.namespace.as_str(), service.name.as_str());
+            !service.selector.is_empty() || name == ("default", "kubernetes")
+        }
+        Endpoint::External(_) => false,
+    };
+    may_be && (peers.iter()).any(|peer| matches!(peer, Other::Peer(Peer::Block(_))))
 }
 
 /// Why each edge is to have no rule, if it was seen too seldom or too long ago. Pods of one service or controller count as

@@ -104,7 +104,7 @@ impl fmt::Display for Reason {
                 "allowed by the address of a node: Cilium matches those only with policyCIDRMatchMode: nodes"
             }
             Self::ByAddress => {
-                "allowed by address, which a restart changes: the pod has no label that outlives a rollout"
+                "allowed by address, which a restart changes and Cilium does not match: the pod has no label that outlives a rollout"
             }
         })
     }

@@ -130,7 +130,8 @@ pub enum Enforcer {
     #[default]
     #[value(name = "k8s")]
     Kubernetes,
-    /// Weave Net's controller: IPv4 only, and it does not know ranges of ports.
+    /// Weave Net's controller: IPv4 only, and it does not know ranges of ports. It has to be one that knows peers with selectors of
+    /// namespaces and pods together, as 2.6 does.
     #[value(name = "weave-npc")]
     WeaveNpc,
 }
