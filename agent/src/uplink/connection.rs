@@ -25,7 +25,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{GeneratorUrl, outbox::OutboxError, spool::SpoolError};
+use super::GeneratorUrl;
 
 /// How long a goodbye may take to be written.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -91,9 +91,6 @@ pub(super) enum ConnectionError {
     /// A message could not be encoded or decoded.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// There is a next batch, but it cannot be had.
-    #[error(transparent)]
-    Outbox(#[from] OutboxError),
     /// The generator closed the connection.
     #[error("the generator closed the connection{0}")]
     Closed(String),
@@ -106,12 +103,6 @@ pub(super) enum ConnectionError {
     /// Nothing was heard for too long.
     #[error("no answer in time")]
     Silent,
-}
-
-impl From<SpoolError> for ConnectionError {
-    fn from(error: SpoolError) -> Self {
-        Self::Outbox(error.into())
-    }
 }
 
 impl Connection {

@@ -85,7 +85,7 @@ enum Ended {
     Done,
     /// What is left is another instance's.
     NextInstance,
-    /// The generator, which had welcomed us, wants it made anew, or is about to end.
+    /// It is to be made anew with the same generator, which had welcomed us, or that is about to end.
     Away(ConnectionError),
     /// It was lost.
     Lost(ConnectionError),
@@ -241,20 +241,23 @@ impl Uplink {
             // on with any number. Nothing that is on its way to a ledger that has forgotten can be counted twice, because all
             // of it is newer than what that ledger has. Of an agent that was set back some of it may have been stored before:
             // a few batches that count twice are better than edges that nobody has.
-            match mismatch {
-                Mismatch::Forgotten => tracing::error!(
-                    last_sequence,
-                    "the generator has forgotten batches that it had acknowledged"
-                ),
-                Mismatch::SetBack => tracing::error!(
+            if mismatch == Mismatch::SetBack {
+                tracing::error!(
                     last_sequence,
                     "the generator has batches that this agent has not sent: was its node put back to an earlier state?"
-                ),
+                );
             }
-            self.outbox.start_anew()?;
-            return Err(ConnectionError::Anew.into());
+            self.outbox.start_anew(mismatch);
+            return Err(Ended::Away(ConnectionError::Anew));
         }
-        self.outbox.acknowledge(last_sequence)?;
+        let first = self.outbox.first_unacknowledged();
+        if last_sequence == 0 && first > 1 {
+            tracing::error!(
+                first,
+                "the generator has forgotten batches that were acknowledged, or another has them"
+            );
+        }
+        self.outbox.acknowledge(last_sequence);
         self.meter.connected.set(1);
         self.resend(&mut connection).await?;
         let mut heard = Instant::now();
@@ -279,7 +282,7 @@ impl Uplink {
                         heard = Instant::now();
                         asked = false;
                         if let Some(sequence) = acknowledged {
-                            self.outbox.acknowledge(sequence)?;
+                            self.outbox.acknowledge(sequence);
                             backoff.reset();
                         }
                     }
@@ -348,7 +351,7 @@ impl Uplink {
                 Some(Err(_elapsed)) => return Err(ConnectionError::Silent.into()),
                 Some(Ok(Ok(acknowledged))) => {
                     let acknowledged = acknowledged.unwrap_or(0);
-                    self.outbox.acknowledge(acknowledged)?;
+                    self.outbox.acknowledge(acknowledged);
                     if acknowledged >= sequence {
                         return Ok(());
                     }

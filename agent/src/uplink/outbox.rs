@@ -1,9 +1,9 @@
 //! What is to be sent, and what is sent but not acknowledged.
 //!
 //! With a spool each batch is in it before it is sent. A disk that takes no more, because it is full or has become
-//! read-only, is no reason to keep from a generator what it could have: then batches pass the spool by. Such a batch is lost
-//! with this process, as all are without a spool, and the next process begins under another instance, so its number is not
-//! given twice.
+//! read-only, is no reason to keep from a generator what it could have: then batches are sent that are in memory only, as
+//! all are without a spool. They are lost with this process, so they are another instance's than those in the spool: none of
+//! its numbers outlives the process, and none of the spool's is missing after it.
 
 use std::{collections::VecDeque, time::SystemTime};
 
@@ -19,7 +19,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use super::{
     loose::{Loose, Packed, RECORD_OUT_OF_BOUNDS},
     new_instance,
-    spool::{Lost, Spool, SpoolError},
+    spool::{Entry, Lost, Spool, SpoolError},
 };
 use crate::{collector::Report, metrics::Meter, scope::Receipt};
 
@@ -35,30 +35,42 @@ pub(super) struct Outbox {
     loose: Loose,
     /// For all that was taken in.
     receipt: Option<Receipt>,
-    kept: Kept,
-    /// What is under way, by number.
+    /// How this process names flows.
+    resolve: Resolve,
+    spool: Option<Spool>,
+    /// That of the batches that are in memory only, and the last number that was given to one.
+    instance: String,
+    last_sequence: u64,
+    turn: Turn,
+    /// What is under way of the instance whose turn it is, by number.
     in_flight: VecDeque<Sealed>,
-    /// The largest number that was acknowledged to this process under the instance whose turn it is.
-    acknowledged: u64,
     meter: Meter,
     /// What the generator is told the age of.
     view: Option<View>,
     /// Whether the spool could not be written to the last time.
-    failing: bool,
+    is_full: bool,
+    /// Whether nothing that is in the spool could be had from it the last time.
+    is_stuck: bool,
     /// Whether it was said that a record is out of bounds.
     said_out_of_bounds: bool,
 }
 
-#[derive(Debug)]
+/// Whose batches are sent. A connection is one instance's, and no other's turn comes while any of its batches is under way.
+#[derive(Clone, Debug)]
+struct Turn {
+    kept: Kept,
+    instance: String,
+    /// Who named its flows.
+    resolve: Resolve,
+}
+
+/// Where an instance's batches are until they are acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kept {
     /// Batches are made when there is room for one more under way; what comes meanwhile is added up.
-    Memory {
-        instance: String,
-        resolve: Resolve,
-        last_sequence: u64,
-    },
-    /// Batches are made at once. While the disk takes none they are made as in memory, under the spool's instance.
-    Disk(Box<Spool>),
+    Memory,
+    /// Batches are made at once.
+    Disk,
 }
 
 /// A batch that has its number and will not change any more.
@@ -68,23 +80,13 @@ pub(super) struct Sealed {
     /// In MessagePack.
     pub(super) message: Bytes,
     connections: u64,
-    /// Whether it is in the spool, too.
-    is_spooled: bool,
-}
-
-/// Why there is no next batch.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum OutboxError {
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    #[error(transparent)]
-    Spool(#[from] SpoolError),
 }
 
 /// How a ledger and an outbox differ on what was delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mismatch {
-    /// The ledger lacks batches that were acknowledged: an older one was put back, or it is another one.
+    /// The ledger has batches of the instance, but lacks some that were acknowledged: an older one was put back, or it is
+    /// another one.
     Forgotten,
     /// The ledger has numbers that were not given yet: this process was put back, as by a virtual machine's snapshot, and
     /// gives them a second time. What bears one of them would be taken for known.
@@ -102,23 +104,24 @@ pub struct Leftover {
 
 impl Outbox {
     pub(super) fn new(resolve: Resolve, spool: Option<Spool>, meter: Meter) -> Self {
-        let kept = match spool {
-            Some(spool) => Kept::Disk(Box::new(spool)),
-            None => Kept::Memory {
-                instance: new_instance(),
-                resolve,
-                last_sequence: 0,
-            },
-        };
+        let instance = new_instance();
         Self {
             loose: Loose::new(resolve, meter.clone()),
             receipt: None,
-            kept,
+            resolve,
+            spool,
+            turn: Turn {
+                kept: Kept::Memory,
+                instance: instance.clone(),
+                resolve,
+            },
+            instance,
+            last_sequence: 0,
             in_flight: VecDeque::new(),
-            acknowledged: 0,
             meter,
             view: None,
-            failing: false,
+            is_full: false,
+            is_stuck: false,
             said_out_of_bounds: false,
         }
     }
@@ -130,9 +133,9 @@ impl Outbox {
 
     /// How things are, for the generator.
     fn health(&self) -> Health {
-        let (spool_batches, spool_bytes) = match &self.kept {
-            Kept::Memory { .. } => (0, 0),
-            Kept::Disk(spool) => (spool.batches(), spool.bytes()),
+        let (spool_batches, spool_bytes) = match &self.spool {
+            None => (0, 0),
+            Some(spool) => (spool.batches(), spool.bytes()),
         };
         let since = self.view.as_ref().and_then(View::stale_since);
         let now = Timestamp::from(SystemTime::now());
@@ -145,15 +148,44 @@ impl Outbox {
         }
     }
 
-    /// The instance whose batches come next, and who named them. What is under way has its numbers within the one whose
-    /// turn it is, so until it is acknowledged no other's turn comes.
+    /// The instance whose batches come next, and who named them.
     pub(super) fn identity(&mut self) -> (String, Resolve) {
-        match &mut self.kept {
-            Kept::Memory {
-                instance, resolve, ..
-            } => (instance.clone(), *resolve),
-            Kept::Disk(spool) if self.in_flight.is_empty() => spool.identity(),
-            Kept::Disk(spool) => spool.turn(),
+        if self.in_flight.is_empty() {
+            let spooled = self.spooled();
+            self.turn = spooled.unwrap_or_else(|| Turn {
+                kept: Kept::Memory,
+                instance: self.instance.clone(),
+                resolve: self.resolve,
+            });
+        }
+        (self.turn.instance.clone(), self.turn.resolve)
+    }
+
+    /// The turn of what is in the spool, which comes first as the older; and of what will be, as long as the disk takes it.
+    fn spooled(&mut self) -> Option<Turn> {
+        let spool = self.spool.as_mut()?;
+        if self.is_full && spool.batches() == 0 {
+            return None;
+        }
+        match spool.identity() {
+            Ok((instance, resolve)) => {
+                self.is_stuck = false;
+                Some(Turn {
+                    kept: Kept::Disk,
+                    instance,
+                    resolve,
+                })
+            }
+            Err(error) => {
+                self.get_stuck(&error);
+                None
+            }
+        }
+    }
+
+    fn get_stuck(&mut self, error: &SpoolError) {
+        if !std::mem::replace(&mut self.is_stuck, true) {
+            tracing::warn!(%error, "what is in the spool waits there");
         }
     }
 
@@ -206,7 +238,7 @@ impl Outbox {
         let gauge = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         gauge(&self.meter.in_flight, self.in_flight.len() as u64);
         gauge(&self.meter.pending, self.loose.len() as u64);
-        if let Kept::Disk(spool) = &self.kept {
+        if let Some(spool) = &self.spool {
             gauge(&self.meter.spool_bytes, spool.bytes());
             gauge(&self.meter.spool_batches, spool.batches());
         }
@@ -214,22 +246,18 @@ impl Outbox {
 
     /// Moves what is pending into the spool, if there is one. What cannot be written stays pending.
     fn spool(&mut self) {
-        let Kept::Disk(_) = &self.kept else {
-            return;
-        };
         loop {
-            let packed = match self.pack() {
-                Ok(packed) => packed,
+            let health = self.health();
+            let Some(spool) = &mut self.spool else {
+                return;
+            };
+            let Packed { entry, batch } = match self.loose.pack(health) {
+                Ok(Some(packed)) => packed,
+                Ok(None) => return,
                 Err(error) => {
                     tracing::error!(%error, "a batch cannot be encoded");
                     return;
                 }
-            };
-            let Some(Packed { entry, batch }) = packed else {
-                break;
-            };
-            let Kept::Disk(spool) = &mut self.kept else {
-                return;
             };
             let appended = spool.append(&entry);
             let Lost { here, before } = spool.take_losses();
@@ -244,72 +272,56 @@ impl Outbox {
                 }
             }
             if let Err(error) = appended {
-                if !self.failing {
+                if !std::mem::replace(&mut self.is_full, true) {
                     tracing::warn!(%error, "flows are kept in memory, and sent from there: a restart loses what is not stored");
                 }
-                self.failing = true;
                 self.loose.unpack(batch);
                 return;
             }
-            self.failing = false;
+            self.is_full = false;
         }
     }
 
     /// The next batch to send, if there is one and room for one more under way.
-    pub(super) fn seal(&mut self) -> Result<Option<Sealed>, OutboxError> {
+    pub(super) fn seal(&mut self) -> Result<Option<Sealed>, WireError> {
         if self.in_flight.len() >= MAX_IN_FLIGHT {
             return Ok(None);
         }
         self.spool();
-        let sealed = match &mut self.kept {
-            Kept::Memory { .. } => self.seal_loose()?,
-            Kept::Disk(spool) => match spool.next() {
-                Ok(Some(next)) => Some(Sealed {
-                    sequence: next.sequence,
-                    message: wire::with_sequence(&next.entry.message, next.sequence)?.into(),
-                    connections: next.entry.connections,
-                    is_spooled: true,
-                }),
-                // What cannot get into the spool need not wait for that.
-                Ok(None) | Err(_) if self.failing && spool.may_pass() => self.seal_loose()?,
-                next => {
-                    next?;
-                    None
-                }
-            },
+        let sealed = match self.turn.kept {
+            Kept::Memory => self.seal_loose()?,
+            Kept::Disk => self.seal_spooled()?,
         };
         self.in_flight.extend(sealed.clone());
         Ok(sealed)
     }
 
-    /// A batch of what is in none yet, kept in memory only.
+    /// A batch of what is in none yet, unless it is to wait for what is in the spool.
     fn seal_loose(&mut self) -> Result<Option<Sealed>, WireError> {
-        let Some(Packed { entry, .. }) = self.pack()? else {
+        if self.spooled().is_some() {
+            return Ok(None);
+        }
+        let health = self.health();
+        let Some(Packed { entry, .. }) = self.loose.pack(health)? else {
             return Ok(None);
         };
-        let sequence = match &mut self.kept {
-            Kept::Memory { last_sequence, .. } => {
-                *last_sequence += 1;
-                *last_sequence
-            }
-            Kept::Disk(spool) => spool.pass(),
-        };
-        Ok(Some(Sealed {
-            sequence,
-            message: wire::with_sequence(&entry.message, sequence)?.into(),
-            connections: entry.connections,
-            is_spooled: false,
-        }))
+        self.last_sequence += 1;
+        Sealed::new(self.last_sequence, &entry).map(Some)
     }
 
-    /// Takes a batch out of what is in none yet; `None` if there is nothing.
-    fn pack(&mut self) -> Result<Option<Packed>, WireError> {
-        let health = self.health();
-        self.loose.pack(health)
+    fn seal_spooled(&mut self) -> Result<Option<Sealed>, WireError> {
+        match self.spool.as_mut().map(Spool::next) {
+            Some(Ok(Some(next))) => Sealed::new(next.sequence, &next.entry).map(Some),
+            Some(Ok(None)) | None => Ok(None),
+            Some(Err(error)) => {
+                self.get_stuck(&error);
+                Ok(None)
+            }
+        }
     }
 
     /// Forgets all batches up to this one, of the instance whose turn it is.
-    pub(super) fn acknowledge(&mut self, sequence: u64) -> Result<(), SpoolError> {
+    pub(super) fn acknowledge(&mut self, sequence: u64) {
         while self
             .in_flight
             .front()
@@ -318,21 +330,17 @@ impl Outbox {
             self.meter.acknowledged.inc();
             self.in_flight.pop_front();
         }
-        let known = match &mut self.kept {
-            Kept::Memory { last_sequence, .. } => sequence.min(*last_sequence),
-            Kept::Disk(spool) => {
-                spool.acknowledge(sequence)?;
-                sequence
-            }
-        };
-        self.acknowledged = self.acknowledged.max(known);
+        if self.turn.kept == Kept::Disk
+            && let Some(spool) = &mut self.spool
+        {
+            spool.acknowledge(sequence);
+        }
         self.settle();
-        Ok(())
     }
 
     /// Gives the receipt back once nothing that was taken in can be lost with this process.
     fn settle(&mut self) {
-        if self.in_flight.iter().all(|batch| batch.is_spooled)
+        if (self.in_flight.is_empty() || self.turn.kept == Kept::Disk)
             && self.loose.is_empty()
             && let Some(receipt) = self.receipt.take()
         {
@@ -343,22 +351,13 @@ impl Outbox {
     /// Why a ledger that has the batches up to this number is not the one that the numbers of the instance whose turn it is
     /// were given for, if it is not.
     pub(super) fn mismatch(&self, last_sequence: u64) -> Option<Mismatch> {
-        let (first, given) = match &self.kept {
-            Kept::Memory {
-                last_sequence: given,
-                ..
-            } => (None, Some(*given)),
-            Kept::Disk(spool) => {
-                let spooled = spool.first_unacknowledged();
-                // What has passed the spool by is under way, or was acknowledged.
-                let under_way = self.in_flight.front().map(|batch| batch.sequence);
-                let first = under_way.map_or(spooled, |under_way| under_way.min(spooled));
-                (Some(first), spool.last_given())
-            }
+        let given = match (self.turn.kept, &self.spool) {
+            (Kept::Disk, Some(spool)) => spool.last_given(),
+            _ => Some(self.last_sequence),
         };
+        let first = self.first_unacknowledged();
         // As an instance that the ledger does not know we may go on with any number.
-        let is_gap = |first| last_sequence > 0 && last_sequence.saturating_add(1) < first;
-        if last_sequence < self.acknowledged || first.is_some_and(is_gap) {
+        if last_sequence > 0 && last_sequence.saturating_add(1) < first {
             Some(Mismatch::Forgotten)
         } else {
             let is_ahead = given.is_some_and(|given| last_sequence > given);
@@ -366,30 +365,43 @@ impl Outbox {
         }
     }
 
-    /// Gives the instance whose turn it is another name, under which what is not acknowledged comes to the ledger as
-    /// something new.
-    pub(super) fn start_anew(&mut self) -> Result<(), SpoolError> {
-        self.acknowledged = 0;
-        match &mut self.kept {
-            Kept::Memory { instance, .. } => {
-                *instance = new_instance();
-                Ok(())
-            }
-            Kept::Disk(spool) => spool.start_anew(),
+    /// The number of the first batch of the instance whose turn it is that is not acknowledged, or that will be the next.
+    pub(super) fn first_unacknowledged(&self) -> u64 {
+        match (self.in_flight.front(), self.turn.kept, &self.spool) {
+            (Some(first), _, _) => first.sequence,
+            (None, Kept::Disk, Some(spool)) => spool.first_unacknowledged(),
+            (None, _, _) => self.last_sequence + 1,
         }
     }
 
-    /// Whether nothing of this instance is left, but something of another.
+    /// Has what is not acknowledged of the instance whose turn it is come to the ledger as something new, under another. A
+    /// ledger that has forgotten is told so by a first number that is none; it counts that as a loss.
+    pub(super) fn start_anew(&mut self, mismatch: Mismatch) {
+        let first = match mismatch {
+            Mismatch::Forgotten => self.first_unacknowledged(),
+            Mismatch::SetBack => 1,
+        };
+        let under_way = std::mem::take(&mut self.in_flight);
+        match (self.turn.kept, &mut self.spool) {
+            (Kept::Disk, Some(spool)) => spool.start_anew(first),
+            _ => {
+                self.instance = new_instance();
+                self.last_sequence = first - 1;
+                for batch in under_way {
+                    match wire::decode(&batch.message, Encoding::MessagePack) {
+                        Ok(AgentMessage::Batch(batch)) => self.loose.unpack(batch),
+                        Ok(AgentMessage::Hello(_)) | Err(_) => {
+                            self.loose.lose(BATCH_REFUSED, batch.connections);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether nothing of this instance is under way, and it is another's turn.
     pub(super) fn is_turn_of_another(&mut self, instance: &str) -> bool {
-        if !self.in_flight.is_empty() {
-            return false;
-        }
-        let (next, _) = self.identity();
-        if next == instance {
-            return false;
-        }
-        self.acknowledged = 0;
-        true
+        self.in_flight.is_empty() && self.identity().0 != instance
     }
 
     /// Replaces the first batch, which no generator will ever accept, by one that only says so under the same number.
@@ -422,10 +434,7 @@ impl Outbox {
 
     /// Whether nothing is left to send or to be acknowledged.
     pub(super) fn is_empty(&self) -> bool {
-        let stored = match &self.kept {
-            Kept::Memory { .. } => 0,
-            Kept::Disk(spool) => spool.batches(),
-        };
+        let stored = self.spool.as_ref().map_or(0, Spool::batches);
         self.in_flight.is_empty() && self.loose.is_empty() && stored == 0
     }
 
@@ -433,12 +442,14 @@ impl Outbox {
     pub(super) fn close(&mut self) -> Leftover {
         self.spool();
         self.settle();
-        let in_memory = self.in_flight.iter().filter(|batch| !batch.is_spooled);
-        let in_memory = in_memory.map(|batch| batch.connections);
-        let lost = in_memory.fold(self.loose.connections(), u64::saturating_add);
-        match &mut self.kept {
-            Kept::Memory { .. } => Leftover { lost, spooled: 0 },
-            Kept::Disk(spool) => {
+        let mut lost = self.loose.connections();
+        if self.turn.kept == Kept::Memory {
+            let under_way = self.in_flight.iter().map(|batch| batch.connections);
+            lost = under_way.fold(lost, u64::saturating_add);
+        }
+        match &mut self.spool {
+            None => Leftover { lost, spooled: 0 },
+            Some(spool) => {
                 if let Err(error) = spool.sync() {
                     tracing::warn!(%error, "the spool may not survive a power failure");
                 }
@@ -448,6 +459,16 @@ impl Outbox {
                 }
             }
         }
+    }
+}
+
+impl Sealed {
+    fn new(sequence: u64, entry: &Entry) -> Result<Self, WireError> {
+        Ok(Self {
+            sequence,
+            message: wire::with_sequence(&entry.message, sequence)?.into(),
+            connections: entry.connections,
+        })
     }
 }
 

@@ -1,4 +1,10 @@
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use flow::{
     endpoint::{Endpoint, Pod},
@@ -6,6 +12,7 @@ use flow::{
     time::Timestamp,
     wire::{Batch, MAX_BATCH_FLOWS, Window},
 };
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::*;
 use crate::{
@@ -74,7 +81,7 @@ fn batches_are_numbered_and_kept_until_acknowledged() {
         assert_eq!(batch.flows[0].count, number);
         assert!(outbox.seal().unwrap().is_none());
     }
-    outbox.acknowledge(2).unwrap();
+    outbox.acknowledge(2);
     let left = |after| {
         outbox
             .unacknowledged_after(after)
@@ -82,7 +89,7 @@ fn batches_are_numbered_and_kept_until_acknowledged() {
     };
     assert_eq!((left(0), left(3)), (Some(3), None));
     assert_eq!(outbox.close().lost, 3);
-    outbox.acknowledge(3).unwrap();
+    outbox.acknowledge(3);
     assert!(outbox.is_empty());
 }
 
@@ -103,11 +110,11 @@ fn a_receipt_is_given_back_when_everything_is_kept() {
     memory.add(with_receipt(1));
     memory.seal().unwrap().unwrap();
     memory.add(with_receipt(2));
-    memory.acknowledge(1).unwrap();
+    memory.acknowledge(1);
     assert!(!path.exists(), "the second is not even sent");
     memory.seal().unwrap().unwrap();
     assert!(!path.exists(), "nor acknowledged");
-    memory.acknowledge(2).unwrap();
+    memory.acknowledge(2);
     assert!(path.exists());
 
     std::fs::remove_file(&path).unwrap();
@@ -143,7 +150,7 @@ fn what_waits_is_added_up() {
         outbox.add(report(second, vec![record(1, 2), record(2, 3)]));
         assert!(outbox.seal().unwrap().is_none(), "too many under way");
     }
-    outbox.acknowledge(1).unwrap();
+    outbox.acknowledge(1);
     let batch = batch(&outbox.seal().unwrap().unwrap());
     let counts: Vec<u64> = batch.flows.iter().map(|flow| flow.count).collect();
     assert_eq!(counts, [2_000, 3_000]);
@@ -164,7 +171,7 @@ fn records_whose_other_end_is_only_an_address_keep_their_own_time() {
         outbox.add(report(second, vec![later]));
     }
     assert_eq!(outbox.close().lost, MAX_IN_FLIGHT as u64 + 6);
-    outbox.acknowledge(1).unwrap();
+    outbox.acknowledge(1);
     let batch = batch(&outbox.seal().unwrap().unwrap());
     let seen: Vec<(u64, u64)> = batch
         .flows
@@ -194,7 +201,7 @@ fn a_full_outbox_counts_what_it_turns_away() {
         sent += batch.flows.iter().map(|flow| flow.count).sum::<u64>();
         lost += batch.losses.values().sum::<u64>();
         let sequence = batch.sequence;
-        outbox.acknowledge(sequence).unwrap();
+        outbox.acknowledge(sequence);
     }
     assert_eq!((lost, meter.lost(OUTBOX_FULL)), (35, 35));
     assert_eq!(sent + lost, u64::from(clients) * 7 + 1);
@@ -224,7 +231,7 @@ fn a_batch_that_is_too_long_is_divided_and_a_record_that_is_too_long_is_counted(
         sent += batch.flows.len();
         lost += batch.losses.get(RECORD_OUT_OF_BOUNDS).copied().unwrap_or(0);
         let sequence = batch.sequence;
-        outbox.acknowledge(sequence).unwrap();
+        outbox.acknowledge(sequence);
     }
     assert_eq!((sent, lost), (10, 1));
     assert_eq!(meter.lost(RECORD_OUT_OF_BOUNDS), 1);
@@ -292,7 +299,7 @@ fn a_loss_is_metered_once() {
         for (reason, count) in batch.losses {
             *told.entry(reason).or_default() += count;
         }
-        outbox.acknowledge(batch.sequence).unwrap();
+        outbox.acknowledge(batch.sequence);
     }
     assert_eq!(told["ring_full"], meter.lost("ring_full"));
     assert_eq!(told["spool_full"], meter.lost("spool_full"));
@@ -334,13 +341,52 @@ fn a_batch_that_is_given_up_keeps_its_number_and_becomes_a_loss() {
         sequence: 1,
         message: Bytes::from_static(b"?"),
         connections: 7,
-        is_spooled: false,
     };
     assert_eq!(outbox.give_up_first(), None);
     assert_eq!((meter.lost(BATCH_REFUSED), outbox.close().lost), (5, 7));
 }
 
-/// The ledger has more than was ever sent: what bears those numbers now is not what it has.
+/// The number of the next batch, and how many connections it has.
+fn seal(outbox: &mut Outbox) -> Option<(u64, u64)> {
+    let sealed = outbox.seal().unwrap()?;
+    let flows = batch(&sealed).flows;
+    Some((sealed.sequence, flows.iter().map(|flow| flow.count).sum()))
+}
+
+/// Takes the folder out of the way, so that every call on a file in it fails, and none for good.
+struct Disk {
+    folder: PathBuf,
+    away: PathBuf,
+}
+
+impl Disk {
+    fn new(parent: &Path) -> Self {
+        Self {
+            folder: parent.join("spool"),
+            away: parent.join("away"),
+        }
+    }
+
+    fn open(&self, resolve: Resolve) -> Outbox {
+        let spool = Spool::open(&self.folder, 1 << 20, resolve).unwrap();
+        Outbox::new(resolve, Some(spool), Meter::default())
+    }
+
+    fn fail(&self, outbox: &mut Outbox) {
+        fs::rename(&self.folder, &self.away).unwrap();
+        fs::write(&self.folder, "").unwrap();
+        // Files that are open stay so.
+        outbox.close();
+    }
+
+    fn recover(&self) {
+        fs::remove_file(&self.folder).unwrap();
+        fs::rename(&self.away, &self.folder).unwrap();
+    }
+}
+
+/// The ledger has more than was ever sent: what bears those numbers now is not what it has. None of what is left is missing,
+/// so the first number is the first.
 #[test]
 fn numbers_that_a_ledger_has_already_are_not_given_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -348,56 +394,96 @@ fn numbers_that_a_ledger_has_already_are_not_given_again() {
     for is_on_disk in [false, true] {
         let disk = is_on_disk.then(spool);
         let mut outbox = Outbox::new(Resolve::Both, disk, Meter::default());
-        outbox.add(report(0, vec![record(1, 5)]));
         let (instance, _) = outbox.identity();
-        assert_eq!(outbox.seal().unwrap().unwrap().sequence, 1);
-        assert_eq!(outbox.mismatch(0), None);
-        assert_eq!(outbox.mismatch(1), None);
-        assert_eq!(outbox.mismatch(2), Some(Mismatch::SetBack));
-        outbox.start_anew().unwrap();
+        for count in 1..=4 {
+            outbox.add(report(count, vec![record(1, count)]));
+            assert_eq!(seal(&mut outbox), Some((count, count)));
+        }
+        outbox.acknowledge(2);
+        assert_eq!(outbox.mismatch(2), None);
+        assert_eq!(outbox.mismatch(4), None);
+        assert_eq!(outbox.mismatch(5), Some(Mismatch::SetBack));
+        outbox.start_anew(Mismatch::SetBack);
         assert_ne!(outbox.identity().0, instance);
-        assert_eq!(outbox.mismatch(0), None);
-        let again = outbox.unacknowledged_after(0).unwrap();
-        assert_eq!(batch(&again).flows[0].count, 5);
+        assert_eq!(
+            (outbox.mismatch(0), outbox.first_unacknowledged()),
+            (None, 1)
+        );
+        if is_on_disk {
+            assert_eq!(seal(&mut outbox), Some((1, 3)));
+            assert_eq!(seal(&mut outbox), Some((2, 4)));
+        } else {
+            assert_eq!(seal(&mut outbox), Some((1, 7)));
+        }
+        assert_eq!(seal(&mut outbox), None);
+        assert_eq!(outbox.mismatch(3), Some(Mismatch::SetBack));
     }
-    // Of an earlier run's batches the disk may have fewer than were sent.
+    // The next run knows what was acknowledged under the other name.
     let mut outbox = Outbox::new(Resolve::Both, Some(spool()), Meter::default());
     outbox.identity();
-    assert_eq!(outbox.mismatch(2), None);
+    assert_eq!(outbox.first_unacknowledged(), 1);
+    assert_eq!(seal(&mut outbox), Some((1, 3)));
+    assert_eq!(seal(&mut outbox), Some((2, 4)));
+    // Of an earlier run's batches the disk may have fewer than were sent.
+    assert_eq!(outbox.mismatch(5), None);
 }
 
-/// A spool whose folder is gone takes no more than one on a full disk.
+/// What the ledger lacks has no number in it: it sees by the first number that something is missing.
+#[test]
+fn a_ledger_that_has_forgotten_gets_the_rest_under_another_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = || Spool::open(folder.path(), MIN_SPOOL_BYTES, Resolve::Both).unwrap();
+    for is_on_disk in [false, true] {
+        let disk = is_on_disk.then(spool);
+        let mut outbox = Outbox::new(Resolve::Both, disk, Meter::default());
+        let (instance, _) = outbox.identity();
+        for count in 1..=4 {
+            outbox.add(report(count, vec![record(1, count)]));
+            seal(&mut outbox).unwrap();
+        }
+        outbox.acknowledge(3);
+        assert_eq!(outbox.mismatch(0), None, "it does not know the name");
+        assert_eq!(outbox.mismatch(2), Some(Mismatch::Forgotten));
+        outbox.start_anew(Mismatch::Forgotten);
+        assert_ne!(outbox.identity().0, instance);
+        assert_eq!(outbox.mismatch(0), None);
+        assert_eq!(seal(&mut outbox), Some((4, 4)));
+        outbox.acknowledge(4);
+        assert!(outbox.is_empty());
+    }
+}
+
 #[test]
 fn what_the_disk_does_not_take_is_sent_from_memory() {
     let parent = tempfile::tempdir().unwrap();
-    let folder = parent.path().join("spool");
-    let spool = Spool::open(&folder, 1 << 20, Resolve::Both).unwrap();
-    let mut outbox = Outbox::new(Resolve::Both, Some(spool), Meter::default());
-    let seal = |outbox: &mut Outbox| {
-        let sealed = outbox.seal().unwrap();
-        sealed.map(|sealed| (sealed.sequence, batch(&sealed).flows[0].count))
-    };
+    let disk = Disk::new(parent.path());
+    let mut outbox = disk.open(Resolve::Both);
     outbox.add(report(0, vec![record(1, 1)]));
-    let (instance, _) = outbox.identity();
+    let (spooled, _) = outbox.identity();
     assert_eq!(seal(&mut outbox), Some((1, 1)));
-    outbox.acknowledge(1).unwrap();
+    outbox.acknowledge(1);
 
-    std::fs::remove_dir_all(&folder).unwrap();
-    outbox.close();
+    disk.fail(&mut outbox);
+    outbox.add(report(1, vec![record(1, 2)]));
+    assert_eq!(seal(&mut outbox), None);
+    assert!(outbox.is_turn_of_another(&spooled));
+    let (passing, _) = outbox.identity();
     for count in [2, 3] {
         outbox.add(report(1, vec![record(1, count)]));
-        assert_eq!(seal(&mut outbox), Some((count, count)));
-        assert_eq!(seal(&mut outbox), None);
     }
+    assert_eq!(seal(&mut outbox), Some((1, 7)));
+    assert_eq!(seal(&mut outbox), None);
+    outbox.add(report(1, vec![record(1, 3)]));
+    assert_eq!(seal(&mut outbox), Some((2, 3)));
     // It is nowhere else.
-    assert_eq!(outbox.close().lost, 5);
-    assert_eq!(outbox.mismatch(1), None);
+    assert_eq!(outbox.close().lost, 10);
+    assert_eq!(outbox.mismatch(0), None);
+    outbox.acknowledge(1);
     assert_eq!(outbox.unacknowledged_after(1).unwrap().sequence, 2);
-    outbox.acknowledge(2).unwrap();
-    assert!(!outbox.is_turn_of_another(&instance));
+    assert!(!outbox.is_turn_of_another(&passing));
 
-    // From here on it is in the spool again, under the same instance and without a gap.
-    std::fs::create_dir(&folder).unwrap();
+    // From here on it is in the spool again, and waits for what is under way.
+    disk.recover();
     outbox.add(report(2, vec![record(1, 4)]));
     assert_eq!(
         outbox.close(),
@@ -406,68 +492,207 @@ fn what_the_disk_does_not_take_is_sent_from_memory() {
             spooled: 1
         }
     );
-    assert_eq!(seal(&mut outbox), Some((4, 4)));
-    outbox.acknowledge(4).unwrap();
+    assert_eq!(seal(&mut outbox), None);
+    outbox.acknowledge(2);
+    assert!(outbox.is_turn_of_another(&passing));
+    assert_eq!(outbox.identity().0, spooled);
+    assert_eq!(seal(&mut outbox), Some((2, 4)));
+    outbox.acknowledge(2);
     assert!(outbox.is_empty());
-    assert!(!outbox.is_turn_of_another(&instance));
+    assert!(!outbox.is_turn_of_another(&spooled));
 }
 
 /// Those that wait in the spool have no numbers, and get none as long as it cannot be written to.
 #[test]
 fn what_waits_in_a_spool_that_cannot_be_written_to_holds_nothing_up() {
     let parent = tempfile::tempdir().unwrap();
-    let (folder, away) = (parent.path().join("spool"), parent.path().join("away"));
-    let spool = Spool::open(&folder, 1 << 20, Resolve::Both).unwrap();
-    let mut outbox = Outbox::new(Resolve::Both, Some(spool), Meter::default());
+    let disk = Disk::new(parent.path());
+    let mut outbox = disk.open(Resolve::Both);
     outbox.add(report(0, vec![record(1, 1)]));
-    outbox.close();
-    std::fs::rename(&folder, &away).unwrap();
+    disk.fail(&mut outbox);
     outbox.add(report(1, vec![record(1, 2)]));
-    let (instance, _) = outbox.identity();
-    let first = outbox.seal().unwrap().unwrap();
-    assert_eq!((first.sequence, batch(&first).flows[0].count), (1, 2));
-    assert!(outbox.seal().unwrap().is_none());
+    let (passing, _) = outbox.identity();
+    assert_eq!(seal(&mut outbox), Some((1, 2)));
+    assert_eq!(seal(&mut outbox), None);
 
-    std::fs::rename(&away, &folder).unwrap();
-    outbox.acknowledge(1).unwrap();
-    assert!(!outbox.is_turn_of_another(&instance));
-    let waited = outbox.seal().unwrap().unwrap();
-    assert_eq!((waited.sequence, batch(&waited).flows[0].count), (2, 1));
+    disk.recover();
+    outbox.acknowledge(1);
+    assert!(outbox.is_turn_of_another(&passing));
+    assert_eq!(seal(&mut outbox), Some((1, 1)));
+}
+
+/// A disk that has become read-only still has what a ledger has forgotten, under names that cannot be changed.
+#[test]
+fn what_cannot_be_renamed_for_a_ledger_that_has_forgotten_holds_nothing_up() {
+    let parent = tempfile::tempdir().unwrap();
+    let disk = Disk::new(parent.path());
+    let mut outbox = disk.open(Resolve::Both);
+    for count in 1..=3 {
+        outbox.add(report(0, vec![record(1, count)]));
+    }
+    let (old, _) = outbox.identity();
+    while seal(&mut outbox).is_some() {}
+    outbox.acknowledge(2);
+    disk.fail(&mut outbox);
+    assert_eq!(outbox.mismatch(1), Some(Mismatch::Forgotten));
+    outbox.start_anew(Mismatch::Forgotten);
+    outbox.add(report(1, vec![record(1, 40)]));
+    let (passing, _) = outbox.identity();
+    assert_eq!(seal(&mut outbox), Some((1, 40)));
+    outbox.acknowledge(1);
+    assert!(!outbox.is_turn_of_another(&passing));
+
+    disk.recover();
+    assert!(outbox.is_turn_of_another(&passing));
+    let (new, _) = outbox.identity();
+    assert_ne!(new, old);
+    assert_eq!(seal(&mut outbox), Some((3, 3)));
+    outbox.acknowledge(3);
+    assert!(outbox.is_empty());
 }
 
 /// What is under way was numbered within the instance whose turn it was; another's same numbers are other batches'.
 #[test]
 fn what_is_under_way_comes_again_under_the_same_instance() {
     let parent = tempfile::tempdir().unwrap();
-    let (folder, away) = (parent.path().join("spool"), parent.path().join("away"));
-    let spool = |resolve| Some(Spool::open(&folder, 1 << 20, resolve).unwrap());
-    let mut earlier = Outbox::new(Resolve::Local, spool(Resolve::Local), Meter::default());
+    let disk = Disk::new(parent.path());
+    let mut earlier = disk.open(Resolve::Local);
     earlier.add(report(0, vec![record(1, 1)]));
-    earlier.close();
     drop(earlier);
 
-    let mut outbox = Outbox::new(Resolve::Both, spool(Resolve::Both), Meter::default());
-    std::fs::rename(&folder, &away).unwrap();
+    let mut outbox = disk.open(Resolve::Both);
+    disk.fail(&mut outbox);
     outbox.add(report(1, vec![record(1, 2)]));
     let (instance, resolve) = outbox.identity();
     assert_eq!(resolve, Resolve::Both);
-    let passed_by = outbox.seal().unwrap().unwrap();
-    assert_eq!(
-        (passed_by.sequence, batch(&passed_by).flows[0].count),
-        (1, 2)
-    );
+    assert_eq!(seal(&mut outbox), Some((1, 2)));
 
     // The connection breaks, and the disk has recovered.
-    std::fs::rename(&away, &folder).unwrap();
+    disk.recover();
     assert_eq!(outbox.identity(), (instance.clone(), Resolve::Both));
     assert_eq!(outbox.mismatch(0), None);
     assert_eq!(outbox.unacknowledged_after(0).unwrap().sequence, 1);
-    assert!(outbox.seal().unwrap().is_none());
-    outbox.acknowledge(1).unwrap();
+    assert_eq!(seal(&mut outbox), None);
+    outbox.acknowledge(1);
     assert!(outbox.is_turn_of_another(&instance));
     let (next, resolve) = outbox.identity();
     assert_ne!(next, instance);
     assert_eq!(resolve, Resolve::Local);
-    let waited = outbox.seal().unwrap().unwrap();
-    assert_eq!((waited.sequence, batch(&waited).flows[0].count), (1, 1));
+    assert_eq!(seal(&mut outbox), Some((1, 1)));
+}
+
+/// What a generator keeps, with its rules.
+#[derive(Default)]
+struct Ledger {
+    connections: u64,
+    last: BTreeMap<String, u64>,
+}
+
+impl Ledger {
+    fn last(&self, instance: &str) -> u64 {
+        self.last.get(instance).copied().unwrap_or(0)
+    }
+
+    fn store(&mut self, instance: &str, sealed: &Sealed) {
+        let batch = batch(sealed);
+        let last = self.last(instance);
+        if batch.sequence <= last {
+            return;
+        }
+        // Not a gap, and no first number that is none.
+        assert_eq!(batch.sequence, last + 1);
+        assert_eq!(batch.losses, Losses::new());
+        self.last.insert(instance.to_owned(), batch.sequence);
+        self.connections += batch.flows.iter().map(|flow| flow.count).sum::<u64>();
+    }
+
+    /// A connection on which so many new batches arrive at most; of those that arrive some are acknowledged.
+    fn hear(
+        &mut self,
+        outbox: &mut Outbox,
+        most: usize,
+        mut is_acknowledged: impl FnMut() -> bool,
+    ) {
+        let (instance, _) = outbox.identity();
+        assert_eq!(outbox.mismatch(self.last(&instance)), None);
+        outbox.acknowledge(self.last(&instance));
+        let mut sent = 0;
+        while let Some(again) = outbox.unacknowledged_after(sent) {
+            sent = again.sequence;
+            self.store(&instance, &again);
+        }
+        for _ in 0..most {
+            match outbox.seal().unwrap() {
+                Some(sealed) => self.store(&instance, &sealed),
+                None if outbox.in_flight.is_empty() => return,
+                None => {}
+            }
+            if is_acknowledged() {
+                outbox.acknowledge(self.last(&instance));
+            }
+            if outbox.is_turn_of_another(&instance) {
+                return;
+            }
+        }
+        // What is sent now does not arrive.
+        outbox.seal().unwrap();
+    }
+}
+
+/// Agents are killed, disks fail and recover, connections break: only what was in memory alone is missing, and no number.
+#[test]
+fn every_connection_counts_once_whatever_becomes_of_disk_process_and_connection() {
+    let mut random = StdRng::seed_from_u64(11);
+    let (mut passed, mut lost_at_all) = (0, 0);
+    for round in 0..80 {
+        let parent = tempfile::tempdir().unwrap();
+        let disk = Disk::new(parent.path());
+        let mut outbox = disk.open(Resolve::Both);
+        let (mut ledger, mut truth, mut fails) = (Ledger::default(), 0, false);
+        for second in 0..random.random_range(1..200) {
+            match random.random_range(0..12) {
+                0..5 => {
+                    let count = random.random_range(1..9);
+                    outbox.add(report(second, vec![record(1, count)]));
+                    truth += count;
+                }
+                5..9 => {
+                    let most = random.random_range(0..9);
+                    let memory = outbox.instance.clone();
+                    let before = ledger.last(&memory);
+                    ledger.hear(&mut outbox, most, || random.random());
+                    passed += ledger.last(&memory) - before;
+                }
+                9 | 10 if fails => {
+                    disk.recover();
+                    fails = false;
+                }
+                9 => {
+                    disk.fail(&mut outbox);
+                    fails = true;
+                }
+                11 if !fails => {
+                    let under_way = outbox.in_flight.iter().filter(|batch| {
+                        outbox.turn.kept == Kept::Memory
+                            && batch.sequence > ledger.last(&outbox.turn.instance)
+                    });
+                    let lost: u64 = under_way.map(|batch| batch.connections).sum();
+                    let lost = lost + outbox.loose.connections();
+                    truth -= lost;
+                    lost_at_all += lost;
+                    drop(outbox);
+                    outbox = disk.open(Resolve::Both);
+                }
+                _ => {}
+            }
+        }
+        if fails {
+            disk.recover();
+        }
+        while !outbox.is_empty() {
+            ledger.hear(&mut outbox, 20, || true);
+        }
+        assert_eq!(ledger.connections, truth, "round {round}");
+    }
+    assert!(passed > 50 && lost_at_all > 50, "{passed} {lost_at_all}");
 }

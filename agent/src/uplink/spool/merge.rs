@@ -119,6 +119,7 @@ impl Spool {
         self.segments.remove(newer);
         self.segments[older] = Segment {
             name,
+            anew: None,
             resolve: Resolve::Both,
             entries: entries.len() as u64,
             acknowledged: 0,
@@ -133,8 +134,10 @@ impl Spool {
     fn drop_segment(&mut self, position: usize) -> Result<(), SpoolError> {
         let segment = &self.segments[position];
         let connections = segment.connections;
-        // What it knew to be lost stays known.
         let told = self.read_entries(segment)?;
+        // First of all: what stays is not lost.
+        self.remove_file(&segment.name)?;
+        // What it knew to be lost stays known.
         for (reason, count) in told
             .iter()
             .filter_map(decoded)
@@ -147,7 +150,8 @@ impl Spool {
             connections,
             "the spool is full: its oldest connections are lost"
         );
-        self.remove(position)
+        self.forget(position);
+        Ok(())
     }
 }
 

@@ -1,8 +1,9 @@
 //! Batches on disk, until they are acknowledged.
 //!
 //! Every batch is appended to the spool before it is sent, so an agent that is killed goes on where it was: each batch
-//! keeps the instance and number under which it may have been sent, and none is sent under two. Batches that were never
-//! sent have no number yet; while they wait they may be merged.
+//! keeps the instance and number under which it may have been sent, and none is sent to a ledger under two that could have
+//! it under both. Batches that were never sent have no number yet; while they wait they may be merged. Numbers are given to
+//! what is in files only, so those of an instance are without a gap, whenever an agent is killed.
 //!
 //! **What survives.** An agent that is killed at any moment loses no batch that was appended; what it was appending at that
 //! moment is cut off, and is no loss, because nobody was told that it is kept. A power failure costs at
@@ -29,7 +30,10 @@ use std::{
 
 use flow::wire::Resolve;
 
-use self::{name::Name, sending::Cursor};
+use self::{
+    name::{Name, Numbers},
+    sending::Cursor,
+};
 use super::new_instance;
 use crate::capture::Losses;
 pub use flow::segment::{Entry, Parsed, parse};
@@ -92,11 +96,11 @@ pub struct Spool {
     /// Under which this process sends, and the last number that it has given.
     instance: String,
     last_sequence: u64,
-    /// The last number of this instance that was taken for sending.
-    taken: u64,
     /// The instance whose turn it is: only its batches are given out and acknowledged.
     turn: String,
     cursor: Option<Cursor>,
+    /// Whether a power failure leaves all segments the names that they have.
+    is_synced: bool,
     bytes: u64,
     lost: Lost,
     lock: File,
@@ -114,6 +118,8 @@ pub(super) struct Lost {
 #[derive(Debug)]
 struct Segment {
     name: Name,
+    /// What its batches are to have instead of the numbers in its name, before they are sent again.
+    anew: Option<Numbers>,
     resolve: Resolve,
     entries: u64,
     /// Of those, how many are acknowledged.
@@ -122,6 +128,18 @@ struct Segment {
     bytes: u64,
     /// The segment with which it was merged in vain.
     barren_with: Option<u64>,
+}
+
+impl Segment {
+    fn numbers(&self) -> Option<&Numbers> {
+        self.anew.as_ref().or(self.name.numbers.as_ref())
+    }
+
+    /// Whether its batches have numbers within this instance.
+    fn is_of(&self, instance: &str) -> bool {
+        self.numbers()
+            .is_some_and(|numbers| numbers.instance == instance)
+    }
 }
 
 impl Spool {
@@ -169,9 +187,10 @@ impl Spool {
             next_id: 0,
             instance: new_instance(),
             last_sequence: 0,
-            taken: 0,
             turn: String::new(),
             cursor: None,
+            // The process before may have been killed just after it had changed one.
+            is_synced: false,
             bytes: 0,
             lost: Lost::default(),
             lock,
@@ -224,15 +243,17 @@ impl Spool {
                 tracing::warn!(path = %path.display(), %error, "the end of a segment stays");
             }
         }
-        if parsed.entries.is_empty() {
+        let done = name.numbers.as_ref().map_or(0, |numbers| numbers.done);
+        if parsed.entries.len() as u64 <= done {
             return self.remove_file(&name);
         }
         self.bytes += parsed.good_bytes;
         self.segments.push_back(Segment {
             name,
+            anew: None,
             resolve: parsed.resolve,
             entries: parsed.entries.len() as u64,
-            acknowledged: 0,
+            acknowledged: done,
             connections: connections(&parsed.entries),
             bytes: parsed.good_bytes,
             barren_with: None,
@@ -268,7 +289,7 @@ impl Spool {
         segment.entries += 1;
         segment.connections = segment.connections.saturating_add(entry.connections);
         self.bytes += entry.len();
-        if segment.name.numbers.is_some() {
+        if segment.is_of(&self.instance) {
             self.last_sequence += 1;
         }
         Ok(())
@@ -286,6 +307,7 @@ impl Spool {
         self.bytes += segment::HEADER_BYTES;
         self.segments.push_back(Segment {
             name,
+            anew: None,
             resolve: self.resolve,
             entries: 0,
             acknowledged: 0,
@@ -306,51 +328,53 @@ impl Spool {
             return file.sync_data().map_err(failed("sync", &self.directory));
         }
         // It was only kept to be appended to.
-        self.remove(last)
-    }
-
-    /// Forgets the batches up to this number of the instance whose turn it is.
-    ///
-    /// # Errors
-    /// If a file cannot be removed.
-    pub(super) fn acknowledge(&mut self, sequence: u64) -> Result<(), SpoolError> {
-        let mut position = 0;
-        while let Some(segment) = self.segments.get_mut(position) {
-            let Some(numbers) = &segment.name.numbers else {
-                break;
-            };
-            if numbers.instance != self.turn || sequence < numbers.base {
-                break;
-            }
-            let upto = (sequence - numbers.base)
-                .saturating_add(1)
-                .min(segment.entries);
-            segment.acknowledged = segment.acknowledged.max(upto);
-            let before = self.segments.len();
-            self.remove_if_acknowledged(position)?;
-            if self.segments.len() == before {
-                position += 1;
-            }
-        }
+        self.discard(last);
         Ok(())
     }
 
-    /// Removes a segment of which nothing is needed any more. The one that is appended to stays until it is full.
-    fn remove_if_acknowledged(&mut self, position: usize) -> Result<(), SpoolError> {
-        let open = self.tail.is_some() && position + 1 == self.segments.len();
-        let Some(segment) = self.segments.get(position) else {
-            return Ok(());
-        };
-        if open || segment.acknowledged < segment.entries {
-            return Ok(());
+    /// Forgets the batches up to this number of the instance whose turn it is.
+    pub(super) fn acknowledge(&mut self, sequence: u64) {
+        let mut position = 0;
+        while let Some(segment) = self.segments.get_mut(position) {
+            let numbers = segment.anew.as_ref().or(segment.name.numbers.as_ref());
+            let Some(numbers) = numbers.filter(|numbers| numbers.instance == self.turn) else {
+                break;
+            };
+            let upto = numbers.upto(sequence).min(segment.entries);
+            segment.acknowledged = segment.acknowledged.max(upto);
+            // What an earlier process has sent is not sent again if the ledger has it.
+            let (first, acknowledged) = (segment.name.first, segment.acknowledged);
+            self.cursor
+                .take_if(|cursor| cursor.segment == first && cursor.entry < acknowledged);
+            if !self.discard_if_acknowledged(position) {
+                position += 1;
+            }
         }
-        self.remove(position)
     }
 
-    fn remove(&mut self, position: usize) -> Result<(), SpoolError> {
-        let Some(segment) = self.segments.remove(position) else {
-            return Ok(());
-        };
+    /// Discards a segment of which nothing is needed any more, and says whether it has. The one that is appended to stays
+    /// until it is full.
+    fn discard_if_acknowledged(&mut self, position: usize) -> bool {
+        let is_open = self.tail.is_some() && position + 1 == self.segments.len();
+        let is_needed = |segment: &Segment| segment.acknowledged < segment.entries;
+        if is_open || self.segments.get(position).is_none_or(is_needed) {
+            return false;
+        }
+        self.discard(position);
+        true
+    }
+
+    /// Removes a segment that is acknowledged. If its file stays, the next process delivers it again, and the ledger knows it.
+    fn discard(&mut self, position: usize) {
+        if let Some(segment) = self.forget(position)
+            && let Err(error) = self.remove_file(&segment.name)
+        {
+            tracing::warn!(%error, "a segment of the spool stays though all of it is delivered");
+        }
+    }
+
+    fn forget(&mut self, position: usize) -> Option<Segment> {
+        let segment = self.segments.remove(position)?;
         self.bytes -= segment.bytes;
         let first = segment.name.first;
         if self
@@ -360,14 +384,14 @@ impl Spool {
         {
             self.cursor = None;
         }
-        self.remove_file(&segment.name)
+        Some(segment)
     }
 
     /// The number of the first batch of the instance whose turn it is that is not acknowledged, or that will be the next.
     pub(super) fn first_unacknowledged(&self) -> u64 {
         let front = self.segments.front();
-        match front.and_then(|front| Some((front, front.name.numbers.as_ref()?))) {
-            Some((front, numbers)) => numbers.base + front.acknowledged,
+        match front.and_then(|front| Some((front, front.numbers()?))) {
+            Some((front, numbers)) => numbers.after(front.acknowledged),
             None => self.last_sequence + 1,
         }
     }

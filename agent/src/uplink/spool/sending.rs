@@ -24,53 +24,27 @@ pub(super) struct Cursor {
     pub(super) segment: u64,
     /// The file, and where the next entry is in it; absent if what comes before that cannot be read.
     place: Option<(File, u64)>,
-    entry: u64,
+    pub(super) entry: u64,
     /// Those of all entries before that one.
     connections: u64,
 }
 
 impl Spool {
-    /// The instance whose turn it is now that a connection is made, and who named its flows: to be said in the hello.
-    pub(in crate::uplink) fn identity(&mut self) -> (String, Resolve) {
-        let mut resolve = self.resolve;
-        self.turn.clone_from(&self.instance);
+    /// The instance whose turn it is now that nothing is under way, and who named its flows: to be said in the hello.
+    ///
+    /// # Errors
+    /// If what is to be sent first cannot be opened, or given numbers.
+    pub(in crate::uplink) fn identity(&mut self) -> Result<(String, Resolve), SpoolError> {
         if !self.segments.is_empty() {
-            match self.give_numbers(0) {
-                Ok(()) => {
-                    let front = &self.segments[0];
-                    resolve = front.resolve;
-                    self.turn = instance_of(front).to_owned();
-                }
-                // It waits until the disk lets it have some; what passes the spool by does not wait for it.
-                Err(error) => tracing::debug!(%error, "batches in the spool get no numbers"),
-            }
+            self.give_numbers(0)?;
+            self.place_cursor()?;
         }
-        (self.turn.clone(), resolve)
-    }
-
-    /// The instance whose turn it is already, and who named its flows.
-    pub(in crate::uplink) fn turn(&self) -> (String, Resolve) {
-        let mut segments = self.segments.iter();
-        let segment = segments.find(|segment| instance_of(segment) == self.turn);
-        let resolve = segment.map_or(self.resolve, |segment| segment.resolve);
-        (self.turn.clone(), resolve)
-    }
-
-    /// Whether a batch may have the next number of this process's own instance without being in the spool: it is that one's
-    /// turn, and everything that has a smaller number was taken for sending.
-    pub(in crate::uplink) fn may_pass(&self) -> bool {
-        self.turn == self.instance && self.taken == self.last_sequence
-    }
-
-    /// The number of a batch that passes the spool by, as it [may](Self::may_pass).
-    pub(in crate::uplink) fn pass(&mut self) -> u64 {
-        // The place in a file says a batch's number, so what comes later goes into another one.
-        if let Err(error) = self.close_tail() {
-            tracing::debug!(%error, "a segment is closed");
-        }
-        self.last_sequence += 1;
-        self.taken = self.last_sequence;
-        self.last_sequence
+        let front = self.segments.front();
+        let resolve = front.map_or(self.resolve, |front| front.resolve);
+        let numbers = front.and_then(Segment::numbers);
+        let instance = numbers.map_or(&self.instance, |numbers| &numbers.instance);
+        self.turn.clone_from(instance);
+        Ok((self.turn.clone(), resolve))
     }
 
     /// The next batch of the instance whose turn it is; `None` if there is none at the moment.
@@ -86,9 +60,9 @@ impl Spool {
             else {
                 return Ok(None);
             };
-            if instance_of(segment) != self.turn {
+            let Some(numbers) = segment.numbers().filter(|it| it.instance == self.turn) else {
                 return Ok(None);
-            }
+            };
             if cursor.entry < segment.entries {
                 let read = cursor.place.as_mut().and_then(|(file, offset)| {
                     let entry = segment::read_entry(file, *offset)?;
@@ -97,18 +71,10 @@ impl Spool {
                 });
                 let Some(entry) = read else {
                     let (entries, connections) = (cursor.entry, cursor.connections);
-                    self.cut(position, entries, connections)?;
+                    self.cut(position, entries, connections);
                     continue;
                 };
-                let base = segment
-                    .name
-                    .numbers
-                    .as_ref()
-                    .map_or(1, |numbers| numbers.base);
-                let sequence = base + cursor.entry;
-                if self.turn == self.instance {
-                    self.taken = sequence;
-                }
+                let sequence = numbers.after(cursor.entry);
                 cursor.entry += 1;
                 cursor.connections = cursor.connections.saturating_add(entry.connections);
                 return Ok(Some(Numbered { sequence, entry }));
@@ -117,15 +83,13 @@ impl Spool {
             let Some(next) = self.segments.get(position + 1) else {
                 return Ok(None);
             };
-            let same = match &next.name.numbers {
-                Some(numbers) => numbers.instance == instance_of(segment),
+            let is_same = match next.numbers() {
+                Some(numbers) => numbers.instance == self.turn,
                 None => {
-                    next.resolve == self.resolve
-                        && next.entries > 0
-                        && instance_of(segment) == self.instance
+                    next.resolve == self.resolve && next.entries > 0 && self.turn == self.instance
                 }
             };
-            if !same {
+            if !is_same {
                 return Ok(None);
             }
             self.give_numbers(position + 1)?;
@@ -172,9 +136,10 @@ impl Spool {
         })
     }
 
-    /// What follows these entries, which have so many connections, has become unreadable and is lost. None of it was sent:
-    /// the cursor is as far as sending is.
-    fn cut(&mut self, position: usize, entries: u64, connections: u64) -> Result<(), SpoolError> {
+    /// What follows these entries, which have so many connections, has become unreadable and is lost. The ledger has none of
+    /// it, nor anything that comes after it in the instance: the cursor is as far as sending is, or was begun where the
+    /// ledger ends.
+    fn cut(&mut self, position: usize, entries: u64, connections: u64) {
         let segment = &mut self.segments[position];
         // A batch may have nothing but word of losses.
         let lost = segment.connections.saturating_sub(connections).max(1);
@@ -184,72 +149,86 @@ impl Spool {
             connections = lost,
             "a segment of the spool has become unreadable: the rest of it is lost"
         );
-        if let Some(numbers) = &segment.name.numbers
-            && numbers.instance == self.instance
-        {
-            self.last_sequence = numbers.base + entries - 1;
-        }
         segment.entries = entries;
         segment.connections = connections;
         if position + 1 == self.segments.len() {
             self.tail = None;
         }
         self.lose(SPOOL_CUT, lost);
-        self.remove_if_acknowledged(position)
+        // The numbers of what was cut off would be missing before those of what follows.
+        self.renumber(position + 1, 1);
+        self.discard_if_acknowledged(position);
     }
 
-    /// Gives numbers to the batches of a segment, if they have none yet: from here on it stays as it is.
+    /// Gives numbers to the batches of a segment, if they have none yet, or are to have others: from here on it stays as it
+    /// is.
     fn give_numbers(&mut self, position: usize) -> Result<(), SpoolError> {
         let segment = &self.segments[position];
-        if segment.name.numbers.is_some() {
-            return Ok(());
-        }
-        let own = segment.resolve == self.resolve;
-        let numbers = if own {
-            Numbers {
-                instance: self.instance.clone(),
-                base: self.last_sequence + 1,
-            }
-        } else {
-            // One hello cannot say both.
-            Numbers {
-                instance: new_instance(),
-                base: 1,
-            }
-        };
-        let entries = segment.entries;
-        self.rename(position, numbers)?;
-        if own {
-            self.last_sequence += entries;
-        }
-        self.sync_directory()
-    }
-
-    /// For a ledger that has forgotten what it had acknowledged: what the instance whose turn it is has left goes on under
-    /// another name.
-    ///
-    /// # Errors
-    /// If a file cannot be renamed.
-    pub(in crate::uplink) fn start_anew(&mut self) -> Result<(), SpoolError> {
-        let old = self.turn.clone();
-        let new = new_instance();
-        for position in 0..self.segments.len() {
-            let segment = &self.segments[position];
-            if let Some(numbers) = &segment.name.numbers
-                && numbers.instance == old
-            {
+        let is_own = segment.resolve == self.resolve;
+        match (&segment.anew, &segment.name.numbers) {
+            (Some(anew), _) => self.rename(position, anew.clone())?,
+            (None, Some(_)) => {}
+            (None, None) if is_own => {
                 let numbers = Numbers {
-                    instance: new.clone(),
-                    base: numbers.base,
+                    instance: self.instance.clone(),
+                    base: self.last_sequence + 1,
+                    done: 0,
+                };
+                let entries = segment.entries;
+                self.rename(position, numbers)?;
+                self.last_sequence += entries;
+            }
+            // One hello cannot say both.
+            (None, None) => {
+                let numbers = Numbers {
+                    instance: new_instance(),
+                    base: 1,
+                    done: 0,
                 };
                 self.rename(position, numbers)?;
             }
         }
-        if self.instance == old {
-            self.instance.clone_from(&new);
+        if !self.is_synced {
+            self.sync_directory()?;
+            self.is_synced = true;
         }
-        self.turn = new;
-        self.sync_directory()
+        Ok(())
+    }
+
+    /// What the instance whose turn it is has left goes to the ledger as something new, under another instance and with the
+    /// numbers from `first` on. A file that cannot be renamed now waits for that, and is not sent before.
+    pub(in crate::uplink) fn start_anew(&mut self, first: u64) {
+        self.renumber(0, first);
+        self.cursor = None;
+        for position in 0..self.segments.len() {
+            // The next process goes by the names, and has not heard what is wrong with the old ones.
+            if let Some(anew) = self.segments[position].anew.clone()
+                && let Err(error) = self.rename(position, anew)
+            {
+                tracing::debug!(%error, "batches in the spool wait for their numbers");
+            }
+        }
+    }
+
+    /// What the instance whose turn it is has left in segments from this place on is to have the numbers from `first` on under
+    /// another instance, as is what may be appended to them.
+    fn renumber(&mut self, from: usize, first: u64) {
+        let new = new_instance();
+        let mut base = first;
+        for segment in self.segments.iter_mut().skip(from) {
+            if segment.is_of(&self.turn) {
+                segment.anew = Some(Numbers {
+                    instance: new.clone(),
+                    base,
+                    done: segment.acknowledged,
+                });
+                base += segment.entries - segment.acknowledged;
+            }
+        }
+        if self.instance == self.turn {
+            self.instance = new;
+            self.last_sequence = base - 1;
+        }
     }
 
     fn rename(&mut self, position: usize, numbers: Numbers) -> Result<(), SpoolError> {
@@ -260,15 +239,10 @@ impl Spool {
         };
         let (from, to) = (self.path(&segment.name), self.path(&name));
         fs::rename(&from, &to).map_err(failed("rename", &from))?;
-        self.segments[position].name = name;
+        self.is_synced = false;
+        let segment = &mut self.segments[position];
+        segment.name = name;
+        segment.anew = None;
         Ok(())
     }
-}
-
-pub(super) fn instance_of(segment: &Segment) -> &str {
-    segment
-        .name
-        .numbers
-        .as_ref()
-        .map_or("", |numbers| numbers.instance.as_str())
 }

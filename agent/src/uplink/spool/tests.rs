@@ -105,11 +105,11 @@ impl Ledger {
     /// Takes everything, over as many connections as it needs.
     fn drain(&mut self, spool: &mut Spool) {
         while spool.batches() > 0 {
-            let (instance, _) = spool.identity();
-            spool.acknowledge(self.last(&instance)).unwrap();
+            let (instance, _) = spool.identity().unwrap();
+            spool.acknowledge(self.last(&instance));
             while let Some(next) = spool.next().unwrap() {
                 self.store(&instance, &next);
-                spool.acknowledge(next.sequence).unwrap();
+                spool.acknowledge(next.sequence);
             }
         }
     }
@@ -131,10 +131,10 @@ fn every_batch_arrives_once_over_crashes_of_either_side() {
                 }
                 // A connection, on which some is sent, less of it stored, and less of that acknowledged.
                 6..9 => {
-                    let (instance, _) = spool.identity();
+                    let (instance, _) = spool.identity().unwrap();
                     let known = ledger.last(&instance);
                     assert!(known + 1 >= spool.first_unacknowledged());
-                    spool.acknowledge(known).unwrap();
+                    spool.acknowledge(known);
                     let mut acknowledged = 0;
                     for _ in 0..random.random_range(0..8) {
                         let Some(next) = spool.next().unwrap() else {
@@ -146,7 +146,7 @@ fn every_batch_arrives_once_over_crashes_of_either_side() {
                         }
                     }
                     // The uplink has what is under way in memory; here it is read again.
-                    spool.acknowledge(acknowledged).unwrap();
+                    spool.acknowledge(acknowledged);
                     spool.cursor = None;
                 }
                 _ => {
@@ -388,7 +388,7 @@ fn what_may_have_been_sent_is_not_merged() {
         *truth.entry(port).or_default() += 1;
     }
     // Stored, and not acknowledged.
-    let (instance, _) = spool.identity();
+    let (instance, _) = spool.identity().unwrap();
     for _ in 0..50 {
         let next = spool.next().unwrap().unwrap();
         ledger.store(&instance, &next);
@@ -509,7 +509,8 @@ fn what_the_disk_does_not_give_back_when_it_is_sent_is_counted_and_holds_nothing
         let folder = tempfile::tempdir().unwrap();
         let mut spool = open(folder.path());
         let first = two_segments(&mut spool);
-        spool.identity();
+        spool.identity().unwrap();
+        spool.cursor = None;
         let path = spool.path(&spool.segments[0].name);
         if is_gone {
             fs::remove_file(&path).unwrap();
@@ -524,20 +525,47 @@ fn what_the_disk_does_not_give_back_when_it_is_sent_is_counted_and_holds_nothing
     }
 }
 
+/// Numbers that an earlier process gave to what follows would leave a gap.
+#[test]
+fn what_follows_what_the_disk_does_not_give_back_has_numbers_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    let first = two_segments(&mut spool);
+    let (instance, _) = spool.identity().unwrap();
+    while spool.next().unwrap().is_some() {}
+    drop(spool);
+    let mut spool = open(folder.path());
+    assert_eq!(spool.identity().unwrap().0, instance);
+    damage_second_entry(&spool, &entry(1, 1));
+    let mut ledger = Ledger::default();
+    ledger.drain(&mut spool);
+    assert_eq!(ledger.counts, Counts::from([(1, 2)]));
+    assert_eq!(ledger.last(&instance), 1);
+    let lost = spool.take_losses().here;
+    assert_eq!(lost, Losses::from([(SPOOL_CUT.to_owned(), first - 1)]));
+}
+
 /// Where the first that is not acknowledged begins only those before it tell.
 #[test]
 fn what_comes_after_what_the_disk_does_not_give_back_is_not_mistaken() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = open(folder.path());
     let first = two_segments(&mut spool);
-    spool.identity();
+    spool.identity().unwrap();
     assert_eq!(spool.next().unwrap().unwrap().sequence, 1);
-    spool.acknowledge(1).unwrap();
+    spool.acknowledge(1);
     spool.cursor = None;
     make_unreadable(&spool.path(&spool.segments[0].name));
-    let next = spool.next().unwrap().unwrap();
-    assert_eq!((next.sequence, next.entry), (2, entry(1, 1)));
+    // The numbers of what is lost are given to nothing else.
     assert_eq!(spool.next().unwrap(), None);
+    let (instance, _) = spool.identity().unwrap();
+    let next = spool.next().unwrap().unwrap();
+    assert_eq!((next.sequence, next.entry), (1, entry(1, 1)));
+    assert_eq!(spool.next().unwrap(), None);
+    spool.append(&entry(2, 1)).unwrap();
+    let next = spool.next().unwrap().unwrap();
+    assert_eq!((next.sequence, next.entry), (2, entry(2, 1)));
+    assert_eq!(spool.identity().unwrap().0, instance);
     let lost = spool.take_losses().here[SPOOL_CUT];
     assert!((first - 1..=first).contains(&lost), "{lost} of {first}");
 }
@@ -584,14 +612,19 @@ fn a_ledger_that_forgot_gets_the_rest_under_another_name() {
     for port in 1..=20 {
         spool.append(&entry(port, 1)).unwrap();
     }
-    let (instance, _) = spool.identity();
+    let (instance, _) = spool.identity().unwrap();
     for _ in 0..10 {
         let next = spool.next().unwrap().unwrap();
-        spool.acknowledge(next.sequence).unwrap();
+        spool.acknowledge(next.sequence);
     }
-    spool.start_anew().unwrap();
-    assert_ne!(spool.identity().0, instance);
+    spool.start_anew(spool.first_unacknowledged());
+    assert_ne!(spool.identity().unwrap().0, instance);
     assert_eq!(spool.first_unacknowledged(), 11);
+    // What was acknowledged is known to have been also after a crash.
+    drop(spool);
+    let mut spool = open(folder.path());
+    spool.identity().unwrap();
+    assert_eq!((spool.first_unacknowledged(), spool.batches()), (11, 10));
     spool.append(&entry(30, 1)).unwrap();
     let mut ledger = Ledger::default();
     ledger.drain(&mut spool);
@@ -608,12 +641,12 @@ fn batches_of_a_run_that_named_otherwise_are_said_to_be() {
     drop(spool);
     let mut spool = open(folder.path());
     spool.append(&entry(2, 1)).unwrap();
-    let (first, resolve) = spool.identity();
+    let (first, resolve) = spool.identity().unwrap();
     assert_eq!(resolve, Resolve::Local);
     assert_eq!(spool.next().unwrap().unwrap().entry, entry(1, 1));
     assert_eq!(spool.next().unwrap(), None);
-    spool.acknowledge(1).unwrap();
-    let (second, resolve) = spool.identity();
+    spool.acknowledge(1);
+    let (second, resolve) = spool.identity().unwrap();
     assert_eq!(resolve, Resolve::Both);
     assert_ne!(first, second);
     assert_eq!(spool.next().unwrap().unwrap().entry, entry(2, 1));
