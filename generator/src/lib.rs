@@ -30,6 +30,7 @@ mod label_index;
 pub mod ledger;
 pub mod link;
 pub mod metrics;
+mod network;
 pub mod panel;
 pub mod policy;
 pub mod policy_files;

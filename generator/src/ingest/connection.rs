@@ -34,6 +34,7 @@ use super::{
     arrival::Arrival,
     door::Stranger,
     ends::Ends,
+    nodes::Nodes,
     socket::{Heard, Socket},
 };
 use crate::{auth::Admission, metrics::Meter};
@@ -123,6 +124,8 @@ pub(super) struct Call {
     pub(super) stranger: Stranger,
     /// What is known of the ends of flows.
     pub(super) ends: Ends,
+    /// Where those are counted whose node is proven.
+    pub(super) nodes: Nodes,
     pub(super) meter: Meter,
 }
 
@@ -138,8 +141,14 @@ where
         ends: call.ends,
         stop,
     };
-    let ending = match connection.greet(&call.admission).await {
-        Ok((session, feedback)) => {
+    let greeted = connection.greet(&call.admission).await;
+    let entered = greeted.and_then(|greeted| {
+        let node = call.admission.node.as_deref();
+        let resident = node.map(|node| call.nodes.enter(node)).transpose()?;
+        Ok((greeted, resident))
+    });
+    let ending = match entered {
+        Ok(((session, feedback), _resident)) => {
             drop(call.stranger);
             connection.attend(peer, &session, feedback, &queue).await
         }

@@ -1,16 +1,20 @@
 //! How many may stand in the door: connections that have not shown yet who they are.
 //!
 //! They are counted apart from those that have, so that strangers cannot take the agents' places. When there are too many,
-//! those of one address make way for those of others: who comes alone gets in, however many one stranger sends.
+//! those of one network, and in it of one address, make way for those of others: who comes alone gets in, however many one
+//! stranger sends.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    cmp::Reverse,
+    collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use futures_util::future::AbortHandle;
 use tracing::warn;
+
+use crate::network::network;
 
 /// The most connections that have not said a valid hello.
 const MAX_UNKNOWN: usize = 2_048;
@@ -22,8 +26,8 @@ pub(super) struct Door(Arc<Mutex<Unknown>>);
 #[derive(Debug, Default)]
 struct Unknown {
     all: usize,
-    /// How each can be ended, in the order in which they came.
-    by_address: HashMap<IpAddr, BTreeMap<u64, AbortHandle>>,
+    /// How each can be ended, in the order in which they came. Addresses of one network are neighbours.
+    by_address: BTreeMap<IpAddr, BTreeMap<u64, AbortHandle>>,
     /// How many have come so far.
     came: u64,
     /// Whether it was said that there are too many, since there were few the last time.
@@ -58,8 +62,9 @@ pub(super) struct Stranger {
 
 impl Door {
     /// Lets a connection stand in the door, from where it can be `ended` to make room for others. `None` if each that stands
-    /// there is the only one of its address.
+    /// there is the only one of its network.
     pub(super) fn enter(&self, address: IpAddr, ended: AbortHandle) -> Option<Stranger> {
+        let address = address.to_canonical();
         let mut unknown = self.lock();
         if unknown.all >= MAX_UNKNOWN {
             unknown.make_room_for(address)?;
@@ -88,25 +93,44 @@ impl Door {
 }
 
 impl Unknown {
-    /// Ends the oldest of the address that has the most when one more of `address` has come, if that is more than one.
+    /// Of the network that has the most when one more of `address` has come, if that is more than one, ends the oldest of the
+    /// address that has the most.
     fn make_room_for(&mut self, address: IpAddr) -> Option<()> {
-        let addresses = self.by_address.iter();
-        let (&most, others) = addresses.max_by_key(|(other, here)| {
-            let comes = usize::from(**other == address);
-            here.len() + comes
-        })?;
-        if others.len() < 2 && most != address {
+        let standing: Vec<Standing> = self
+            .by_address
+            .iter()
+            .filter_map(|(&other, here)| {
+                let comes = usize::from(other == address);
+                Some(Standing {
+                    address: other,
+                    network: network(other),
+                    number: here.len() + comes,
+                    oldest: *here.first_key_value()?.0,
+                })
+            })
+            .collect();
+        let own = network(address);
+        let is_new = !self.by_address.contains_key(&address);
+        let of_network = |addresses: &&[Standing]| {
+            let comes = usize::from(is_new && addresses[0].network == own);
+            addresses.iter().map(|it| it.number).sum::<usize>() + comes
+        };
+        let networks = standing.chunk_by(|one, other| one.network == other.network);
+        let most = networks.max_by_key(of_network)?;
+        if of_network(&most) < 2 {
             return None;
         }
+        let most = most
+            .iter()
+            .max_by_key(|it| (it.number, Reverse(it.oldest)))?;
         if !self.crowded {
             warn!(
-                address = %most,
-                "too many connections that have not said who they are: the oldest of those addresses that have the most are ended"
+                address = %most.address,
+                "too many connections that have not said who they are: the oldest of those networks and addresses that have the most are ended"
             );
         }
         self.crowded = true;
-        let (&oldest, _) = others.first_key_value()?;
-        self.remove(most, oldest)?.abort();
+        self.remove(most.address, most.oldest)?.abort();
         Some(())
     }
 
@@ -124,6 +148,16 @@ impl Unknown {
     const fn is_half_full(&self) -> bool {
         self.all >= MAX_UNKNOWN / 2
     }
+}
+
+/// What stands in the door of an address.
+struct Standing {
+    address: IpAddr,
+    network: IpAddr,
+    /// How many, with the one that comes.
+    number: usize,
+    /// The number of the oldest.
+    oldest: u64,
 }
 
 /// It has said who it is, or has gone, or was ended.
@@ -169,6 +203,51 @@ mod tests {
         drop(silent);
         let unknown = door.lock();
         assert!(unknown.all == 0 && unknown.by_address.is_empty() && !unknown.crowded);
+    }
+
+    #[test]
+    fn a_network_makes_way_as_one_and_in_it_who_has_most() {
+        let enter = |door: &Door, address: String| {
+            let (handle, _) = AbortHandle::new_pair();
+            let stranger = door.enter(address.parse().unwrap(), handle.clone());
+            stranger.map(|stranger| (stranger, handle))
+        };
+        let ended = |all: &[(Stranger, AbortHandle)]| -> Vec<usize> {
+            let ended = all.iter().enumerate().filter(|(_, it)| it.1.is_aborted());
+            ended.map(|(place, _)| place).collect()
+        };
+        let door = Door::default();
+        // Of each address of its network one.
+        let all: Vec<_> = (0..MAX_UNKNOWN)
+            .map(|number| enter(&door, format!("2001:db8:0:1::{number:x}")).unwrap())
+            .collect();
+        let others: Vec<_> = (0..3)
+            .map(|number| enter(&door, format!("2001:db8:0:2::{number:x}")).unwrap())
+            .collect();
+        assert_eq!((ended(&all), ended(&others)), (vec![0, 1, 2], vec![]));
+        drop((all, others));
+
+        let neighbour = enter(&door, "2001:db8::1".to_owned()).unwrap();
+        let all: Vec<_> = (1..MAX_UNKNOWN)
+            .map(|_| enter(&door, "2001:db8::2".to_owned()).unwrap())
+            .collect();
+        let other = enter(&door, "2001:db8::3".to_owned()).unwrap();
+        assert_eq!(ended(&all), [0]);
+        assert_eq!(ended(&[neighbour, other]), [0; 0]);
+        drop(all);
+
+        // IPv4 is no network in the form of IPv6 either.
+        let all: Vec<_> = (0..MAX_UNKNOWN)
+            .map(|number| {
+                enter(
+                    &door,
+                    format!("::ffff:10.0.{}.{}", number >> 8, number & 255),
+                )
+            })
+            .collect();
+        assert!(all.iter().all(Option::is_some));
+        assert!(enter(&door, "::ffff:10.1.0.1".to_owned()).is_none());
+        assert!(enter(&door, "10.0.0.1".to_owned()).is_some());
     }
 
     #[test]

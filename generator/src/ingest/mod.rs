@@ -10,6 +10,7 @@ mod door;
 mod ends;
 mod export;
 mod http;
+mod nodes;
 mod queue;
 mod refusal;
 mod session;
@@ -31,6 +32,7 @@ use tracing::{debug, info, warn};
 use self::{
     door::{Crowd, Door, Stranger},
     ends::Ends,
+    nodes::Nodes,
 };
 pub use self::{
     export::{Exports, Page, PageEnd, PageRequest},
@@ -82,6 +84,7 @@ impl Server {
     pub async fn run(self, desk: Arc<Desk>, stop: watch::Receiver<bool>) {
         let door = Door::default();
         let ends = Ends::default();
+        let nodes = Nodes::default();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         let mut crowd = Crowd::default();
@@ -127,6 +130,7 @@ impl Server {
                 peer,
                 stranger,
                 ends: ends.clone(),
+                nodes: nodes.clone(),
                 _place: place,
             };
             let serving = serve(stream, visit, Arc::clone(&desk), stop.clone());
@@ -148,6 +152,7 @@ struct Visit {
     /// Until it has said who it is.
     stranger: Stranger,
     ends: Ends,
+    nodes: Nodes,
     _place: OwnedSemaphorePermit,
 }
 
@@ -187,6 +192,7 @@ async fn serve(stream: TcpStream, visit: Visit, desk: Arc<Desk>, mut stop: watch
             admission,
             stranger: visit.stranger,
             ends: visit.ends,
+            nodes: visit.nodes,
             meter: desk.meter.clone(),
         };
         connection::converse(stream, call, desk.queue.clone(), stop).await;

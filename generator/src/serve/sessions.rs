@@ -14,10 +14,6 @@ use crate::{
     status::AgentStatus,
 };
 
-/// The most agents of a node, where tokens prove whose they are: the one that runs, the one that takes its place, and what
-/// each has in its spool of those before. So nobody takes with one node's token the places of all.
-pub(super) const MAX_OF_A_NODE: usize = 8;
-
 /// The last connection of each instance.
 #[derive(Debug, Default)]
 pub(super) struct Sessions(HashMap<String, Connected>);
@@ -79,14 +75,6 @@ impl Sessions {
                 && node != hello.node
             {
                 let reason = format!("instance {} is of node {node}", hello.instance);
-                return Err(Refusal::policy(reason));
-            }
-            let others = self.0.iter().filter(|(instance, other)| {
-                other.node == hello.node && **instance != hello.instance
-            });
-            if others.count() >= MAX_OF_A_NODE {
-                let node = &hello.node;
-                let reason = format!("{MAX_OF_A_NODE} agents of node {node} are connected");
                 return Err(Refusal::policy(reason));
             }
         }

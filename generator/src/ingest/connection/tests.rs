@@ -47,6 +47,7 @@ impl Peer {
                 .enter(peer.ip(), AbortHandle::new_pair().0)
                 .unwrap(),
             ends: Ends::default(),
+            nodes: Nodes::default(),
             meter: Meter::default(),
         };
         Self {

@@ -4,7 +4,7 @@ use flow::wire::{End, Hello, Window};
 use serde_json::json;
 
 use super::*;
-use crate::{ingest, serve::sessions::MAX_OF_A_NODE};
+use crate::ingest;
 
 const DAY: u64 = 24 * 60 * 60 * 1_000_000_000;
 
@@ -199,25 +199,6 @@ async fn an_agent_does_not_take_over_the_instance_of_another_node() {
     drop(join(&mut keeper, "two", "node-2", true).unwrap());
     // Where no token says it, a node may have been given another name.
     drop(join(&mut keeper, "two", "node-1", false).unwrap());
-}
-
-#[tokio::test]
-async fn one_node_does_not_take_the_places_of_all() {
-    let mut keeper = keeper(None).await;
-    let few: Vec<_> = (0..MAX_OF_A_NODE)
-        .map(|number| join(&mut keeper, &number.to_string(), "node-1", true).unwrap())
-        .collect();
-    let more = join(&mut keeper, "more", "node-1", true).map(drop);
-    assert_eq!(
-        more,
-        Err("8 agents of node node-1 are connected".to_owned())
-    );
-    // One of them may come again, and others may come.
-    drop(join(&mut keeper, "0", "node-1", true).unwrap());
-    let other = join(&mut keeper, "other", "node-2", true).unwrap();
-    drop(few);
-    drop(join(&mut keeper, "more", "node-1", true).unwrap());
-    drop(other);
 }
 
 #[tokio::test]
