@@ -283,6 +283,10 @@ impl Spool {
         };
         if let Err(source) = segment::append(file, segment.bytes, entry) {
             let path = directory.join(segment.name.to_string());
+            // If all of it is delivered, its room may be what the disk lacks.
+            if let Err(error) = self.close_tail() {
+                tracing::debug!(%error, "a segment is closed");
+            }
             return Err(failed("append to", &path)(source));
         }
         segment.bytes += entry.len();

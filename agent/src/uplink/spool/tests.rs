@@ -285,6 +285,24 @@ fn a_segment_that_cannot_be_begun_leaves_nothing_behind() {
     assert_eq!(spool.batches(), 1);
 }
 
+/// What was delivered takes no room that the next batch lacks.
+#[test]
+fn a_full_disk_gets_back_what_is_delivered() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    spool.append(&entry(1, 1)).unwrap();
+    spool.identity().unwrap();
+    assert_eq!(spool.next().unwrap().unwrap().sequence, 1);
+    spool.acknowledge(1);
+    assert_eq!(files(folder.path()).len(), 1);
+    spool.tail = Some(File::options().write(true).open("/dev/full").unwrap());
+    spool.append(&entry(2, 2)).unwrap_err();
+    assert_eq!(files(folder.path()).len(), 0);
+    spool.append(&entry(3, 3)).unwrap();
+    spool.identity().unwrap();
+    assert_eq!(spool.next().unwrap().unwrap().sequence, 2);
+}
+
 #[test]
 fn no_bytes_are_taken_for_a_batch_that_was_not_written() {
     let entries: Vec<Entry> = (1..=5).map(|port| entry(port, 1)).collect();

@@ -36,6 +36,10 @@ impl Peer {
     }
 
     async fn connect_as(admission: Admission) -> Self {
+        Self::connect_beside(Nodes::default(), admission).await
+    }
+
+    async fn connect_beside(nodes: Nodes, admission: Admission) -> Self {
         let (ours, theirs) = tokio::io::duplex(1 << 10);
         let (queue, requests) = queue();
         let (stop, stopping) = watch::channel(false);
@@ -47,7 +51,7 @@ impl Peer {
                 .enter(peer.ip(), AbortHandle::new_pair().0)
                 .unwrap(),
             ends: Ends::default(),
-            nodes: Nodes::default(),
+            nodes,
             meter: Meter::default(),
         };
         Self {
@@ -372,6 +376,37 @@ async fn a_token_of_another_node_s_pod_is_refused() {
         malformed: false,
     };
     assert_eq!(peer.hear().await, Some(refusal));
+}
+
+/// The keeper is not asked, which may have no time for long.
+#[tokio::test(start_paused = true)]
+async fn one_node_s_token_does_not_take_the_places_of_all() {
+    let nodes = Nodes::default();
+    let connect = async |node: Option<&str>| {
+        let node = node.map(str::to_owned);
+        let mut peer = Peer::connect_beside(nodes.clone(), Admission { node }).await;
+        peer.say(&hello()).await;
+        peer
+    };
+    let mut few = Vec::new();
+    for _ in 0..8 {
+        let mut peer = connect(Some("node-1")).await;
+        peer.joining().await;
+        few.push(peer);
+    }
+    let refusal = GeneratorMessage::Refuse {
+        reason: "8 agents of node node-1 are connected".to_owned(),
+        malformed: false,
+    };
+    let mut more = connect(Some("node-1")).await;
+    assert_eq!(more.hear().await, Some(refusal));
+    // Of whom no token says it nobody knows it.
+    connect(None).await.joining().await;
+    let one = few.pop().unwrap();
+    drop(one.socket);
+    one.stop.send_replace(true);
+    one.conversation.await.unwrap();
+    connect(Some("node-1")).await.joining().await;
 }
 
 #[tokio::test(start_paused = true)]
