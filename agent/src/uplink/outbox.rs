@@ -296,11 +296,8 @@ impl Outbox {
         Ok(sealed)
     }
 
-    /// A batch of what is in none yet, unless it is to wait for what is in the spool.
+    /// A batch of what is in none yet.
     fn seal_loose(&mut self) -> Result<Option<Sealed>, WireError> {
-        if self.spooled().is_some() {
-            return Ok(None);
-        }
         let health = self.health();
         let Some(Packed { entry, .. }) = self.loose.pack(health)? else {
             return Ok(None);

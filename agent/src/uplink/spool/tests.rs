@@ -650,6 +650,41 @@ fn a_ledger_that_forgot_gets_the_rest_under_another_name() {
     assert_eq!(ledger.counts, truth);
 }
 
+/// A process that is killed before it has sent anything more leaves nothing under the name that the ledger does not know.
+#[test]
+fn who_starts_anew_does_so_for_the_next_process_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    let first = two_segments(&mut spool);
+    let (old, _) = spool.identity().unwrap();
+    while spool.next().unwrap().is_some() {}
+    spool.acknowledge(2);
+    spool.start_anew(1);
+    drop(spool);
+    assert!(files(folder.path()).iter().all(|name| !name.contains(&old)));
+    let mut ledger = Ledger::default();
+    ledger.drain(&mut open(folder.path()));
+    // All but the first two, and that of the second segment, under one name.
+    assert_eq!(ledger.counts, Counts::from([(1, first - 2 + 1)]));
+    assert_eq!(ledger.last.into_values().collect::<Vec<_>>(), [first - 1]);
+}
+
+#[test]
+fn what_the_ledger_has_of_an_earlier_run_is_not_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = open(folder.path());
+    for port in 1..=5 {
+        spool.append(&entry(port, 1)).unwrap();
+    }
+    spool.identity().unwrap();
+    while spool.next().unwrap().is_some() {}
+    drop(spool);
+    let mut spool = open(folder.path());
+    spool.identity().unwrap();
+    spool.acknowledge(3);
+    assert_eq!(spool.next().unwrap().unwrap().sequence, 4);
+}
+
 #[test]
 fn batches_of_a_run_that_named_otherwise_are_said_to_be() {
     let folder = tempfile::tempdir().unwrap();
