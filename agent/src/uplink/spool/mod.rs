@@ -340,7 +340,7 @@ impl Spool {
     pub(super) fn acknowledge(&mut self, sequence: u64) {
         let mut position = 0;
         while let Some(segment) = self.segments.get_mut(position) {
-            let numbers = segment.anew.as_ref().or(segment.name.numbers.as_ref());
+            let numbers = segment.numbers();
             let Some(numbers) = numbers.filter(|numbers| numbers.instance == self.turn) else {
                 break;
             };
