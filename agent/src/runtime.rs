@@ -26,7 +26,7 @@ use crate::{
     pulse::Pulse,
     resolve::Resolver,
     scope::{self, LogSource, ScopeLog},
-    single::SingleInstance,
+    single::{LockError, SingleInstance},
     stdout,
     uplink::{self, GeneratorUrl, Leftover, Uplink, spool::Spool},
 };
@@ -119,7 +119,10 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Some(root) => root,
         None => mounts.map_err(Failure::usage)?.root,
     };
-    let _lock = SingleInstance::lock(&cgroup_root)?;
+    let _lock = SingleInstance::lock(&cgroup_root).map_err(|error| match error {
+        LockError::Taken(_) => Failure::from(error),
+        LockError::Io { .. } => Failure::usage(error),
+    })?;
 
     capabilities::check()?;
     let capture = Capture::start(&capture::Options {

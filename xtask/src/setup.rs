@@ -143,7 +143,15 @@ fn install(missing: &dyn Fn() -> Result<Vec<Need>>) -> Result<()> {
     for mut command in commands {
         eprintln!("+ {}", line(&command));
         let start = Instant::now();
-        proc::run(&mut command)?;
+        let done = proc::run(&mut command);
+        if is_apt(&command) {
+            // A list that cannot be fetched is no error to it: only afterwards a package is not known.
+            done.context(
+                "packages come from the mirrors that apt knows, see what it said of them",
+            )?;
+        } else {
+            done?;
+        }
         eprintln!("  {:.1} s", start.elapsed().as_secs_f32());
     }
     let still = missing()?;

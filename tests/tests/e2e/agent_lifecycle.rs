@@ -234,6 +234,12 @@ fn wrong_usage_and_input() -> Result<()> {
     fs::write(&broken, "items: [{kind: Pod")?;
     let broken = format!("file={}", broken.display());
     let missing = format!("file={}/missing.yaml", folder.path().display());
+    let right = folder.path().join("right.yaml");
+    fs::write(
+        &right,
+        "{apiVersion: v1, kind: Node, metadata: {name: node-1}}",
+    )?;
+    let right = format!("file={}", right.display());
     for (args, named) in [
         (vec!["--stdout", "--topology", &missing], "missing.yaml"),
         (vec!["--stdout", "--topology", &broken], "broken.yaml"),
@@ -247,6 +253,16 @@ fn wrong_usage_and_input() -> Result<()> {
         (
             vec!["--generator", "ftp://here", "--topology", &missing],
             "ftp://here",
+        ),
+        (
+            vec![
+                "--stdout",
+                "--topology",
+                &right,
+                "--node-name=node-1",
+                "--cgroup-root=/no/such/folder",
+            ],
+            "/no/such/folder",
         ),
         (vec!["--no-such-flag"], "--no-such-flag"),
     ] {
