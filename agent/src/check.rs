@@ -462,7 +462,7 @@ mod tests {
         };
         assert_eq!(
             report.text(),
-            " kernel  ok  Linux 6.18\n\nThis node cannot be captured.\n"
+            "kernel  ok  Linux 6.18\n\nThis node cannot be captured.\n"
         );
         assert_eq!(report.json()["capture"], false);
         assert_eq!(report.json()["findings"][0]["state"], "ok");

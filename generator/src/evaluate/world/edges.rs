@@ -24,10 +24,11 @@ impl World {
     pub fn add_edges<'a>(&mut self, edges: impl IntoIterator<Item = &'a Edge>) {
         let mut services = BTreeMap::<(&str, &str), &Service>::new();
         for edge in edges {
-            for (endpoint, address) in [
-                (&edge.client, edge.client_address),
-                (&edge.server, edge.server_address),
-            ] {
+            let server = (&edge.server, edge.server_address);
+            // Who calls itself through its service may come with its node's address.
+            let client =
+                (edge.client != edge.server).then_some((&edge.client, edge.client_address));
+            for (endpoint, address) in client.into_iter().chain([server]) {
                 match endpoint {
                     Endpoint::Service(service) => {
                         services.insert((&service.namespace, &service.name), service);

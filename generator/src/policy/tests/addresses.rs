@@ -152,3 +152,34 @@ fn a_service_stands_for_its_pods_in_their_nodes_network_too() {
         []
     );
 }
+
+/// It comes to itself with its node's address then, by which others are allowed.
+#[test]
+fn a_pod_that_called_itself_does_not_have_its_nodes_address() {
+    let db = served("shop", "db", "node-1");
+    let (node_at, db_at) = ("192.168.0.1", "10.0.0.2");
+    let own = Endpoint::Service(service("shop", "db"));
+    let api = Endpoint::Service(service("kube-system", "api"));
+    let records = [
+        at(
+            (node_at, db_at),
+            record(Ingress, node("node-1"), db.clone(), 443, 1),
+        ),
+        at((db_at, "10.96.0.1"), record(Egress, db, own, 443, 1)),
+        at(("10.0.0.1", "10.96.0.2"), record(Egress, web(), api, 80, 1)),
+        at(
+            (node_at, "10.0.0.1"),
+            record(
+                Egress,
+                host_pod("kube-system", "api", "node-1"),
+                web(),
+                80,
+                1,
+            ),
+        ),
+    ];
+    let edges = ledger(records).edges();
+    assert!(edges.iter().any(|edge| edge.client == edge.server));
+    let options = options("shop", Granularity::Service);
+    assert_eq!(proof(&edges, &options, "nothing").denied, []);
+}
