@@ -15,7 +15,8 @@ use crate::{
 pub(crate) fn run() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!(Unmet(
-            "the demonstration needs root: it makes network namespaces and loads kernel programs"
+            "the demonstration needs root, as by `sudo -E env \"PATH=$PATH\" cargo xtask demo`: it makes network namespaces \
+             and loads kernel programs"
                 .into()
         ));
     }

@@ -62,8 +62,10 @@ fn command(word: &str) -> Result<Command> {
         arch => arch,
     };
     let arch = format!("--cfg=bpf_target_arch=\"{arch}\"");
-    // The types that the kernel is told of name files: not by where they lie on this machine.
-    let flags = remapped_prefixes()?
+    // The types that the kernel is told of name files: not by where they lie on this machine. LLVM copies lines of those that
+    // it finds by their new names into the object, such as `/microshield/…` where the workspace is just there; below a device
+    // it finds none anywhere.
+    let flags = remapped_prefixes("/dev/null")?
         .into_iter()
         .map(|remap| format!("--remap-path-prefix={remap}"))
         .chain([arch, "-Cdebuginfo=2".into(), "-Clink-arg=--btf".into()])

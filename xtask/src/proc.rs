@@ -34,11 +34,12 @@ pub(crate) fn target_dir() -> PathBuf {
 }
 
 /// Folders of this machine and what stands for them in what is built, as `FROM=TO`: the same sources are to give the same
-/// bytes wherever they lie. Of several that fit a path the last counts, for rustc and for C compilers.
+/// bytes wherever they lie. Of several that fit a path the last counts, for rustc and for C compilers. All that stands for
+/// them begins with `root`.
 ///
 /// # Errors
 /// If rustc does not say where it is, or a folder cannot be read.
-pub(crate) fn remapped_prefixes() -> Result<Vec<String>> {
+pub(crate) fn remapped_prefixes(root: &str) -> Result<Vec<String>> {
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
     let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let cargo_home = env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
@@ -58,7 +59,7 @@ pub(crate) fn remapped_prefixes() -> Result<Vec<String>> {
             .into_iter()
             .map(|folder| (folder, "/cargo/crates")),
     );
-    let remap = |(from, to): (PathBuf, &str)| format!("{}={to}", from.display());
+    let remap = |(from, to): (PathBuf, &str)| format!("{}={root}{to}", from.display());
     Ok(prefixes.into_iter().map(remap).collect())
 }
 
@@ -163,4 +164,23 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .map(|folder| folder.join(program))
         .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_for_folders_begins_with_the_root() {
+        let prefixes = remapped_prefixes("/dev/null").unwrap();
+        assert!(prefixes.len() >= 3);
+        for prefix in prefixes {
+            let (from, to) = prefix.rsplit_once('=').unwrap();
+            assert!(Path::new(from).is_absolute(), "{prefix}");
+            assert!(
+                to.starts_with("/dev/null/") && !Path::new(to).exists(),
+                "{prefix}"
+            );
+        }
+    }
 }

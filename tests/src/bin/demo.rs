@@ -46,7 +46,11 @@ fn run() -> Result<()> {
     let mut agents = Vec::new();
     for node in &lab.cluster().nodes {
         let options = AgentOptions::streaming(&node.name, &generator);
-        agents.push((node.name.clone(), Agent::start(&lab, &options)?));
+        let mut agent = Agent::start(&lab, &options)?;
+        agent.process().wait_stderr(|line| {
+            line.contains("connected to the generator") && !line.contains("not connected")
+        })?;
+        agents.push((node.name.clone(), agent));
     }
 
     progress.say("starting bookinfo");

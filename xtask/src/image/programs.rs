@@ -76,7 +76,7 @@ pub(super) fn build(arch: Arch) -> Result<PathBuf> {
     ebpf::build()?;
     // Apart from other builds, whose flags are not these.
     let target_dir = target_dir().join("image");
-    let remap = proc::remapped_prefixes()?;
+    let remap = proc::remapped_prefixes("")?;
     let rust_flags = remap
         .iter()
         .map(|remap| format!("--remap-path-prefix={remap}"))
