@@ -382,28 +382,38 @@ async fn a_refusal_and_a_stranger_are_survived() {
 #[tokio::test]
 async fn a_generator_that_forgot_what_it_acknowledged_gets_a_new_instance() {
     let (listener, sender, uplink) = start(Encoding::MessagePack).await;
-    sender.send(report(1)).await.unwrap();
     let (mut socket, first) = accept(&listener).await;
     say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
-    assert_eq!(batch(&mut socket).await.sequence, 1);
-    say(&mut socket, &GeneratorMessage::Ack { sequence: 1 }).await;
-    // What answers the ping has read the acknowledgement before it.
-    socket.send(Message::Ping(Bytes::new())).await.unwrap();
-    let answer = timeout(PATIENCE, socket.next()).await.unwrap();
-    assert!(matches!(answer, Some(Ok(Message::Pong(_)))), "{answer:?}");
-    sender.send(report(2)).await.unwrap();
-    assert_eq!(batch(&mut socket).await.sequence, 2);
+    for sequence in 1..=2 {
+        sender.send(report(sequence)).await.unwrap();
+        assert_eq!(batch(&mut socket).await.sequence, sequence);
+        say(&mut socket, &GeneratorMessage::Ack { sequence }).await;
+        // What answers the ping has read the acknowledgement before it.
+        socket.send(Message::Ping(Bytes::new())).await.unwrap();
+        let answer = timeout(PATIENCE, socket.next()).await.unwrap();
+        assert!(matches!(answer, Some(Ok(Message::Pong(_)))), "{answer:?}");
+    }
+    sender.send(report(3)).await.unwrap();
+    assert_eq!(batch(&mut socket).await.sequence, 3);
     drop(socket);
 
+    // It has the first, and lacks the second, which nobody has any more.
     let (mut socket, hello) = accept(&listener).await;
     assert_eq!(hello.instance, first.instance);
-    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
-    let (mut socket, hello) = accept(&listener).await;
-    assert_ne!(hello.instance, first.instance);
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 1 }).await;
+    let (mut socket, second) = accept(&listener).await;
+    assert_ne!(second.instance, first.instance);
     say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
     let again = batch(&mut socket).await;
-    assert_eq!((again.sequence, again.flows[0].count), (2, 2));
-    say(&mut socket, &GeneratorMessage::Ack { sequence: 2 }).await;
+    assert_eq!((again.sequence, again.flows[0].count), (3, 3));
+    drop(socket);
+
+    // One that knows nothing of an instance is told by the first number what it lacks.
+    let (mut socket, hello) = accept(&listener).await;
+    assert_eq!(hello.instance, second.instance);
+    say(&mut socket, &GeneratorMessage::Welcome { last_sequence: 0 }).await;
+    assert_eq!(batch(&mut socket).await.sequence, 3);
+    say(&mut socket, &GeneratorMessage::Ack { sequence: 3 }).await;
     drop(sender);
     assert_eq!(timeout(PATIENCE, uplink).await.unwrap().unwrap().lost, 0);
 }
