@@ -48,10 +48,9 @@ const HERE: [u8; 4] = [10, 244, 0, 11];
 const THERE: [u8; 4] = [10, 244, 0, 12];
 const ANY: [u8; 4] = [0; 4];
 
+/// Sorted: namespaces come in the order of their inodes, which here are those of some files.
 fn summary(found: &Found) -> Vec<(u32, u16, u16, bool, Option<u32>)> {
-    found
-        .connections
-        .iter()
+    let mut summary: Vec<_> = (found.connections.iter())
         .map(|connection| {
             let ends = connection.ends;
             let pid = connection.owner.as_ref().map(|owner| owner.pid);
@@ -63,7 +62,9 @@ fn summary(found: &Found) -> Vec<(u32, u16, u16, bool, Option<u32>)> {
                 pid,
             )
         })
-        .collect()
+        .collect();
+    summary.sort_unstable();
+    summary
 }
 
 /// Two namespaces; in the first a server with a listener that its worker and pid 1 have too, one accepted connection, one
