@@ -438,6 +438,10 @@ fn folders_are_compared_by_what_they_allow() {
         place.answer("diff -p before -p same", 0),
         "opened: 0, closed: 0; pairs of endpoints: 21\n"
     );
+    assert_eq!(
+        place.answer("diff -p before:same", 0),
+        place.answer("diff -p before -p same", 0)
+    );
     // Without a cluster any pod may call the port.
     let text = place.answer("diff -p before -p after", 1);
     let end = "opened: 2, closed: 2; pairs of endpoints: 21\n";

@@ -20,8 +20,15 @@ const MAX_LISTED: usize = 1000;
 /// needs, for each block the addresses at its ends. Exits with 1 if something changes, with 0 if nothing does.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Folder of policies, given twice: first the one before, then the one after
-    #[arg(short, long, value_name = "FOLDER", required = true)]
+    /// Folder of policies, given twice: first the one before, then the one after; or both at once, as BEFORE:AFTER
+    #[arg(
+        short,
+        long,
+        value_name = "FOLDER",
+        env = "MICROSHIELD_DIFF_POLICIES",
+        value_delimiter = ':',
+        required = true
+    )]
     policies: Vec<PathBuf>,
 
     #[command(flatten)]

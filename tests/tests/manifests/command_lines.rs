@@ -165,3 +165,22 @@ fn what_is_added_counts_instead() {
     assert_eq!(namespaces, ["shop"]);
     assert!(!args.get_flag("all_namespaces"));
 }
+
+#[test]
+fn every_flag_has_an_environment_variable() {
+    let lacking = |command: &Command| -> Vec<String> {
+        let flags = command
+            .get_arguments()
+            .filter(|arg| arg.get_long().is_some());
+        flags
+            .filter(|arg| arg.get_env().is_none())
+            .map(|arg| format!("{} --{}", command.get_name(), arg.get_long().unwrap()))
+            .collect()
+    };
+    for command in [Args::command(), generator::cli::command()] {
+        assert_eq!(lacking(&command), [""; 0]);
+        for word in command.get_subcommands() {
+            assert_eq!(lacking(word), [""; 0]);
+        }
+    }
+}
